@@ -1,0 +1,1 @@
+"""FASTA to tokens: genome store, intervals, tokenizers, splits, samplers, simulation."""
