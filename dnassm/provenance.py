@@ -25,7 +25,7 @@ def write_run_json(
     seed: int | None,
     inputs: Mapping[str, str],
 ) -> None:
-    """Write ``folder/run.json``: command, argv, resolved config, seed, versions, inputs, device, time.
+    """Write ``folder/run.json``: command, argv, config, seed, versions, inputs, device, time.
 
     Args:
         folder: the artifact's folder; must exist.
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Name of the accelerator when torch is loaded and sees one, else ``"cpu"`` and its architecture."""
+    """Name of the accelerator if torch is loaded and sees one, else ``"cpu"`` and its kind."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
