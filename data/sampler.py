@@ -1,0 +1,108 @@
+"""Sampler: which window is number `index` of an epoch, as a pure function."""
+
+from __future__ import annotations
+
+import abc
+import operator
+from collections.abc import Sequence
+
+from dnassm.data.interval import Interval
+from dnassm.data.store import GenomeStore
+from dnassm.errors import ConfigError, GenomeError
+from dnassm.registry import Registry, did_you_mean
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def mix64(value: int) -> int:
+    """Scramble 64 bits: the output function of SplitMix64.
+
+    Source: Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, with the constants of
+    Vigna's splitmix64.c (2015).
+    """
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def splitmix64(state: int, number: int) -> int:
+    """Output `number`, from 0, of the SplitMix64 stream begun at `state`, at once."""
+    return mix64((state + (number + 1) * _GAMMA) & _MASK)
+
+
+def stream_of(seed: int, epoch: int) -> int:
+    """Return the state that begins the stream of an epoch.
+
+    Scrambled twice: in a plain sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
+    """
+    return splitmix64(splitmix64(seed & _MASK, 0) ^ (epoch & _MASK), 0)
+
+
+class Sampler(abc.ABC):
+    """Maps (seed, epoch, index) to the Interval of a window.
+
+    A pure function: it keeps no position, so that the state of a data loader is one integer and
+    a resumed run sees exactly the windows that it would have seen. Built from a store, it keeps
+    only where windows may start, and is cheap to send to a worker. The laws in
+    tests/contracts/test_samplers.py hold for every registered one, built as
+    ``SamplerClass(store, split=..., length=..., rc_probability=...)``.
+
+    Args:
+        store: the genome.
+        split: name of the split whose intervals the windows come from.
+        length: L, bases per window.
+        rc_probability: share of windows that are read on the minus strand.
+    """
+
+    def __init__(
+        self, store: GenomeStore, *, split: str, length: int, rc_probability: float
+    ) -> None:
+        if length < 1:
+            raise ConfigError(f"length: expected at least 1 base, got {length}")
+        if not 0.0 <= rc_probability <= 1.0:
+            raise ConfigError(f"rc_probability: expected a number in [0, 1], got {rc_probability}")
+        self.split = split
+        self.length = length
+        self.rc_probability = rc_probability
+        self._minus_below = round(rc_probability * (1 << 64))
+
+    @abc.abstractmethod
+    def __call__(self, seed: int, epoch: int, index: int) -> Interval:
+        """Return window `index` of `epoch`, 0-based, half-open; 0 <= index < len(self).
+
+        Raises:
+            ConfigError: `index` lies outside of the epoch.
+        """
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Windows per epoch."""
+
+    def _draw(self, seed: int, epoch: int, index: int) -> tuple[int, int]:
+        """Two independent 64-bit numbers of (seed, epoch, index)."""
+        if not 0 <= operator.index(index) < len(self):
+            raise ConfigError(f"sampler: expected an index in [0, {len(self)}), got {index}")
+        stream = stream_of(seed, epoch)
+        return splitmix64(stream, 2 * index), splitmix64(stream, 2 * index + 1)
+
+
+def intervals_of_split(store: GenomeStore, split: str) -> Sequence[Interval]:
+    """Intervals of a split of the store.
+
+    Raises:
+        GenomeError: the store has no such split, or it is empty.
+    """
+    if split not in store.splits:
+        raise GenomeError(
+            f"{store.path}: no split named {split!r}; have {', '.join(store.splits)}."
+            f"{did_you_mean(split, store.splits)}"
+        )
+    if not store.splits[split]:
+        raise GenomeError(
+            f"{store.path}: split {split!r} is empty; build the store with another --split"
+        )
+    return store.splits[split]
+
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dnassm.data.samplers")

@@ -1,0 +1,104 @@
+"""Every window of a split once, in genome order: what an evaluation reads."""
+
+from __future__ import annotations
+
+import bisect
+
+from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
+from dnassm.data.interval import Interval
+from dnassm.data.runs import Runs
+from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split
+from dnassm.data.store import GenomeStore
+from dnassm.errors import ConfigError
+
+
+@SAMPLERS.register("tiled")
+class TiledSampler(Sampler):
+    """Windows at every `step` bases from the start of each interval of a split, in order.
+
+    Every epoch is the same, but for the strand when `rc_probability` is above 0. Windows of
+    unknown bases only are left out; nothing else is, except what `keep_partial` says.
+
+    Args:
+        store: the genome.
+        split: name of the split whose intervals are tiled.
+        length: L, bases per window.
+        step: bases from one window to the next; `length` when None, so that windows touch.
+        rc_probability: share of windows that are read on the minus strand.
+        max_n_fraction: most unknown bases in a window, as a share of its length; None refuses
+            only windows of nothing else.
+        keep_partial: also return the last window of an interval when it is shorter than `length`,
+            if it holds bases that no other window holds.
+
+    Raises:
+        ConfigError: `length`, `step` or `rc_probability` is out of range.
+        GenomeError: no such split, or no admissible window in it.
+    """
+
+    def __init__(
+        self,
+        store: GenomeStore,
+        *,
+        split: str = "valid",
+        length: int,
+        step: int | None = None,
+        rc_probability: float = 0.0,
+        max_n_fraction: float | None = None,
+        keep_partial: bool = False,
+    ) -> None:
+        super().__init__(store, split=split, length=length, rc_probability=rc_probability)
+        self.step = length if step is None else step
+        if self.step < 1:
+            raise ConfigError(f"step: expected at least 1 base, got {step}")
+        intervals = intervals_of_split(store, split)
+        # Stretches of tiles: the first tile of each, and the number of tiles up to its end.
+        self._first_tiles: list[Interval] = []
+        self._last_ranks: list[int] = []
+        for interval in intervals:
+            runs = unknown_runs(store, interval)
+            self._add_tiles(interval, runs, max_n_fraction)
+            if keep_partial:
+                self._add_partial(interval, runs, max_n_fraction)
+        if not self._last_ranks:
+            raise no_window(store, split, intervals, f"{length} bp with few enough N")
+
+    def __call__(self, seed: int, epoch: int, index: int) -> Interval:
+        """Return the window; see `Sampler.__call__`."""
+        _, strand = self._draw(seed, epoch, index)
+        stretch = bisect.bisect_right(self._last_ranks, index)
+        first = self._first_tiles[stretch]
+        rank = index - (self._last_ranks[stretch - 1] if stretch else 0)
+        start = first.start + rank * self.step
+        return Interval(
+            first.contig,
+            start,
+            start + len(first),
+            "-" if strand < self._minus_below else "+",
+        )
+
+    def __len__(self) -> int:
+        return self._last_ranks[-1] if self._last_ranks else 0
+
+    def _add_tiles(self, interval: Interval, runs: Runs, max_n_fraction: float | None) -> None:
+        unknown = max_unknown(self.length, max_n_fraction)
+        for first, stop in admissible_starts(runs, interval, self.length, unknown).tolist():
+            first_tile = -(-(first - interval.start) // self.step)
+            stop_tile = -(-(stop - interval.start) // self.step)
+            start = interval.start + first_tile * self.step
+            self._add(Interval(interval.contig, start, start + self.length), stop_tile - first_tile)
+
+    def _add_partial(self, interval: Interval, runs: Runs, max_n_fraction: float | None) -> None:
+        tiles = max(0, (len(interval) - self.length) // self.step + 1)
+        start = interval.start + tiles * self.step
+        seen = start - self.step + self.length if tiles else interval.start
+        if start >= interval.end or seen >= interval.end:
+            return
+        partial = Interval(interval.contig, start, interval.end)
+        unknown = int(runs.covered(partial.start, partial.end))
+        if unknown <= max_unknown(len(partial), max_n_fraction):
+            self._add(partial, 1)
+
+    def _add(self, first: Interval, tiles: int) -> None:
+        if tiles > 0:
+            self._first_tiles.append(first)
+            self._last_ranks.append(len(self) + tiles)

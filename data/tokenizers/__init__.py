@@ -1,0 +1,1 @@
+"""One tokenizer = one file; the registry finds it."""

@@ -1,0 +1,135 @@
+"""Windows of a genome as batches of tokens; batch k is a pure function of (seed, k).
+
+One integer, the number of batches already seen, is the whole state: started at that batch, a
+loader returns exactly the batches that an uninterrupted one would have returned next, with any
+number of workers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dnassm.data.alphabet import PAD
+from dnassm.data.sampler import Sampler
+from dnassm.data.store import GenomeStore
+from dnassm.data.tokenizer import Tokenizer
+from dnassm.errors import ConfigError
+
+_PREFETCHED_BATCHES = 4
+
+
+class WindowDataset(Dataset[torch.Tensor]):
+    """Item `i` is window ``i % len(sampler)`` of epoch ``i // len(sampler)``, as int64 tokens (L,).
+
+    The items never end: an index past the first epoch is a window of a later one. A window shorter
+    than the sampler's length (see `TiledSampler`) is filled with padding at its right end.
+
+    Args:
+        store: the genome; pickles as its path, so that a worker opens it for itself.
+        tokenizer: turns bases into tokens.
+        sampler: says which window an index is.
+        seed: of the sampler.
+    """
+
+    def __init__(
+        self, store: GenomeStore, tokenizer: Tokenizer, sampler: Sampler, *, seed: int
+    ) -> None:
+        self.store = store
+        self.tokenizer = tokenizer
+        self.sampler = sampler
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Windows of one epoch."""
+        return len(self.sampler)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return one window, int64 (L,)."""
+        return self.batch(index, index + 1)[0]
+
+    def batch(self, first: int, stop: int) -> torch.Tensor:
+        """Return the windows ``[first, stop)``, int64 (B, L)."""
+        windows = len(self.sampler)
+        codes = np.full((stop - first, self.sampler.length), PAD, dtype=np.uint8)
+        for row, index in zip(codes, range(first, stop), strict=True):
+            epoch, number = divmod(index, windows)
+            interval = self.sampler(self.seed, epoch, number)
+            row[: len(interval)] = self.store.fetch(interval)
+        return torch.from_numpy(self.tokenizer.encode_codes(codes))
+
+
+class _Batches(Dataset[torch.Tensor]):
+    """Item `i` is a whole batch: one call per batch instead of one per window."""
+
+    def __init__(
+        self, windows: WindowDataset, batch_size: int, bounds: range, limit: int | None
+    ) -> None:
+        self.windows = windows
+        self.batch_size = batch_size
+        self.bounds = bounds
+        self.limit = limit
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        first = self.bounds[index] * self.batch_size
+        stop = first + self.batch_size
+        return self.windows.batch(first, stop if self.limit is None else min(stop, self.limit))
+
+
+def make_loader(
+    dataset: WindowDataset,
+    *,
+    batch_size: int,
+    start_batch: int = 0,
+    batches: int | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[torch.Tensor]:
+    """Load batches `start_batch`, `start_batch` + 1, ... as int64 tokens (B, L).
+
+    Batch k holds the windows ``[k B, (k + 1) B)`` of the dataset; it runs on over the ends of
+    epochs, so that every batch is full. With several devices, batch k of rank r is batch
+    ``k world_size + r`` of the one stream that they share.
+
+    Args:
+        dataset: the windows.
+        batch_size: B, windows per batch.
+        start_batch: first batch to load, which is the number of batches that were seen before.
+        batches: how many to load. None: until the end of the first epoch, where the last batch is
+            as short as it must be and every window comes once.
+        workers: processes that prepare batches ahead; changes nothing else. 0 loads in this one.
+        rank: which device of `world_size` loads.
+        world_size: how many devices load together, each its own batches.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("start_batch", start_batch, 0),
+        ("batches", 0 if batches is None else batches, 0),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}: expected at least {least}, got {value}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank: expected 0 <= rank < world_size, got {rank} of {world_size}")
+    if batches is None:
+        limit: int | None = len(dataset)
+        end = -(-len(dataset) // batch_size)
+    else:
+        limit = None
+        end = (start_batch + batches) * world_size
+    bounds = range(start_batch * world_size + rank, end, world_size)
+    return DataLoader(
+        _Batches(dataset, batch_size, bounds, limit),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_PREFETCHED_BATCHES if workers else None,
+        persistent_workers=workers > 0,
+    )
