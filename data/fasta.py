@@ -1,0 +1,320 @@
+"""FASTA, streamed in blocks: headers, and the bases between them as store codes.
+
+What counts as FASTA here:
+
+- A record is a line ``>NAME DESCRIPTION`` and lines of bases. NAME is the first word; white space
+  between ``>`` and NAME is allowed. The header is UTF-8.
+- Bases are A C G T U N and the IUPAC letters in either case. White space between them (line ends of
+  any kind, blank lines, trailing blanks) is dropped. Anything else is refused by name: gaps
+  (``-`` ``.`` ``*``), X, amino acids, digits.
+- A record without bases is refused: SAM cannot name it (LN >= 1), and it is how a download that
+  broke off looks.
+- Lines that begin with ``;`` or ``#`` are no part of FASTA and are refused.
+
+The result does not depend on where the blocks are cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, Codes
+from dnassm.data.bytestream import ByteStream
+from dnassm.data.encoder import BaseCounts, BlockEncoder, NotABaseError
+from dnassm.data.sniff import looks_like
+from dnassm.errors import FormatError
+
+BLOCK_BYTES = 256 * 1024
+"""Fits the second-level cache of a core together with the encoder's buffers."""
+_MAX_HEADER_BYTES = 1 << 20
+_WHITE = b" \t\n\x0b\x0c\r"
+_NEWLINE, _RETURN, _GREATER = 10, 13, ord(">")
+_FEW = 4096
+"""Below this many bytes the general way is faster than looking for a fixed line width."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """The line that begins a contig."""
+
+    name: str
+    description: str
+    line: int
+    """Counted from 1."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bases:
+    """A stretch of the contig whose header came last; the arrays are valid until the next one."""
+
+    codes: Codes
+    """(n,) uint8 as in a store."""
+    upper: Codes
+    """(n,) uint8 ASCII, the letters as written but in upper case."""
+    counts: BaseCounts
+
+
+def read_fasta(
+    path: Path,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+    on_end: Callable[[str], None] | None = None,
+) -> Iterator[Header | Bases]:
+    """Yield each header and then the bases that belong to it, in blocks of at most `block_bytes`.
+
+    Args:
+        path: plain, gzip or bgzip FASTA.
+        block_bytes: size of the reading buffer; changes speed and memory, never the result.
+        progress: called with (bytes of the file consumed, its size) after every block.
+        on_end: called once at the end with the sha256 of the file.
+
+    Raises:
+        ArtifactError: the file is missing or unreadable.
+        FormatError: it is no DNA FASTA; names file, line, contig and what was found.
+    """
+    with ByteStream(path) as stream:
+        _check_head(path, stream.head)
+        parser = _Parser(path, block_bytes)
+        while filled := stream.readinto(parser.room):
+            yield from parser.parse(filled)
+            if progress is not None:
+                progress(stream.position, stream.size)
+        yield from parser.finish()
+        if on_end is not None:
+            on_end(stream.sha256())
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    if not head:
+        raise FormatError(
+            f"{path} is empty, expected FASTA; was the download or the disk complete?"
+        )
+    text = head.lstrip(_WHITE)
+    if text and text[0] != _GREATER:
+        line = 1 + _leading_lines(head)
+        raise FormatError(
+            f"{path}, line {line}: expected a FASTA header '>NAME', got {_shown(text)}; "
+            f"the file looks like {looks_like(text if line > 1 else head)}"
+        )
+    if not text and len(head) < 4096:
+        raise FormatError(f"{path} holds only white space, expected FASTA")
+
+
+class _Parser:
+    """Where in the file we are: before the first header, in a header or among bases."""
+
+    def __init__(self, path: Path, block_bytes: int) -> None:
+        self.path = path
+        self.buffer = bytearray(block_bytes)
+        self.room = memoryview(self.buffer)
+        self.text = np.frombuffer(self.buffer, dtype=np.uint8)
+        self.letters = np.empty(block_bytes, dtype=np.uint8)
+        self.encoder = BlockEncoder(block_bytes)
+        self.line = 1
+        self.at_line_start = True
+        self.in_header = False
+        self.raw_header = bytearray()
+        self.header: Header | None = None
+        self.bases = 0
+
+    def parse(self, filled: int) -> Iterator[Header | Bases]:
+        """Yield what the first `filled` bytes of the buffer complete."""
+        at = 0
+        while at < filled:
+            if self.in_header:
+                at, header = self._read_header(at, filled)
+                if header is not None:
+                    yield header
+                continue
+            end = self._next_header(at, filled)
+            if end > at:
+                bases = self._read_bases(at, end)
+                if bases is not None:
+                    yield bases
+                self.at_line_start = self.buffer[end - 1] == _NEWLINE
+            if end < filled:
+                self._check_has_bases()
+                self.in_header = True
+                end += 1
+            at = end
+
+    def finish(self) -> Iterator[Header]:
+        """Yield a header that the end of the file cut off, then check that nothing is missing."""
+        if self.in_header:
+            yield self._header()
+        self._check_has_bases()
+        if self.header is None:
+            raise FormatError(f"{self.path} holds no FASTA header '>NAME'; is it the right file?")
+
+    def _next_header(self, at: int, filled: int) -> int:
+        """Index of the next '>' that begins a line, or `filled`."""
+        found = self.buffer.find(b">", at, filled)
+        while found >= 0:
+            begins = self.at_line_start if found == at else self.buffer[found - 1] == _NEWLINE
+            if begins:
+                return found
+            found = self.buffer.find(b">", found + 1, filled)
+        return filled
+
+    def _read_header(self, at: int, filled: int) -> tuple[int, Header | None]:
+        end = self.buffer.find(b"\n", at, filled)
+        self.raw_header += self.buffer[at : end if end >= 0 else filled]
+        if len(self.raw_header) > _MAX_HEADER_BYTES:
+            raise FormatError(
+                f"{self.path}, line {self.line}: expected a header of at most "
+                f"{_MAX_HEADER_BYTES:,} bytes, got more; is it FASTA?"
+            )
+        if end < 0:
+            return filled, None
+        header = self._header()
+        self.in_header = False
+        self.raw_header.clear()
+        self.line += 1
+        self.at_line_start = True
+        return end + 1, header
+
+    def _header(self) -> Header:
+        raw = bytes(self.raw_header)
+        where = f"{self.path}, line {self.line}"
+        try:
+            text = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{where}: the header is not UTF-8 (byte 0x{raw[error.start]:02x}): {_shown(raw)}; "
+                "convert the file with iconv, or rename the contig"
+            ) from error
+        if "\r" in text:
+            raise FormatError(
+                f"{where}: lines end with CR alone; convert them with: tr '\\r' '\\n'"
+            )
+        if not text:
+            raise FormatError(
+                f"{where}: a header without a name; expected '>NAME', name the contig"
+            )
+        name, description = (*text.split(None, 1), "")[:2]
+        if not name.isprintable():
+            raise FormatError(f"{where}: contig name {name!r} holds control characters; rename it")
+        self.header = Header(name, description, self.line)
+        self.bases = 0
+        return self.header
+
+    def _check_has_bases(self) -> None:
+        if self.header is not None and self.bases == 0:
+            raise FormatError(
+                f"{self.path}, line {self.header.line}, contig {self.header.name!r}: expected "
+                "bases after the header, got none; is the file complete? If so, delete the header"
+            )
+
+    def _read_bases(self, start: int, end: int) -> Bases | None:
+        if self.header is None:
+            self._check_blank(start, end)
+            return None
+        count, lines = _strip_lines(self.text[start:end], self.letters)
+        if count == 0:
+            self.line += lines
+            return None
+        try:
+            codes, upper, counts = self.encoder.encode(self.letters[:count])
+        except NotABaseError:
+            contig = self.header.name
+            raise self._not_a_base(bytes(self.buffer[start:end]), contig) from None
+        self.line += lines
+        self.bases += count
+        return Bases(codes, upper, counts)
+
+    def _check_blank(self, start: int, end: int) -> None:
+        text = bytes(self.buffer[start:end])
+        if text.strip(_WHITE):
+            raise FormatError(
+                f"{self.path}, line {self.line + _leading_lines(text)}: expected a FASTA header "
+                f"'>NAME', got {_shown(text.lstrip(_WHITE))}"
+            )
+        self.line += text.count(b"\n")
+
+    def _not_a_base(self, text: bytes, contig: str) -> FormatError:
+        allowed = {int(code) for code in np.flatnonzero(ASCII_TO_CODE != NO_BASE)} | set(_WHITE)
+        at = next(index for index, byte in enumerate(text) if byte not in allowed)
+        line = self.line + text.count(b"\n", 0, at)
+        return FormatError(
+            f"{self.path}, line {line}, contig {contig!r}: expected DNA letters "
+            f"(A C G T U N and IUPAC), got {_named(text[at])}"
+        )
+
+
+def _strip_lines(text: Codes, letters: Codes) -> tuple[int, int]:
+    """Copy `text` without white space into `letters`; returns the bases and the line ends in it.
+
+    The lines of a genome have one width: the middle of the block is a table whose last column holds
+    the line ends, and a copy of the other columns is three times faster than a search for them.
+    White space elsewhere is left to the caller's alphabet check, which sends it to the general way.
+    """
+    period, first = _line_period(text)
+    if period == 0:
+        return _strip_any(text, letters)
+    rows = (text.size - first) // period
+    table = text[first : first + rows * period].reshape(rows, period)
+    width = period - 1
+    if not (table[:, width] == _NEWLINE).all():
+        return _strip_any(text, letters)
+    if (table[:, width - 1] == _RETURN).all():
+        width -= 1
+    head, head_lines = _strip_any(text[:first], letters)
+    body = rows * width
+    np.copyto(letters[head : head + body].reshape(rows, width), table[:, :width])
+    if letters[head : head + body].min() <= _WHITE[0]:
+        return _strip_any(text, letters)
+    tail, tail_lines = _strip_any(text[first + rows * period :], letters[head + body :])
+    return head + body + tail, head_lines + rows + tail_lines
+
+
+def _line_period(text: Codes) -> tuple[int, int]:
+    """Bytes per line with its end, and where the first whole line begins; (0, 0) when unclear."""
+    if text.size < _FEW:
+        return 0, 0
+    ends = np.flatnonzero(text[:_FEW] == _NEWLINE)[:2]
+    if ends.size < 2 or ends[1] - ends[0] < 3:
+        return 0, 0
+    return int(ends[1] - ends[0]), int(ends[0]) + 1
+
+
+def _strip_any(text: Codes, letters: Codes) -> tuple[int, int]:
+    raw = text.tobytes()
+    found = np.frombuffer(raw.translate(None, _WHITE), dtype=np.uint8)
+    letters[: found.size] = found
+    return found.size, raw.count(b"\n")
+
+
+def _leading_lines(text: bytes) -> int:
+    return text[: len(text) - len(text.lstrip(_WHITE))].count(b"\n")
+
+
+def _shown(text: bytes) -> str:
+    """The beginning of a line, printable."""
+    line = text[:200].split(b"\n", 1)[0].decode("ascii", "backslashreplace").rstrip()
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    return repr(printable[:40] + ("..." if len(printable) > 40 else "")).replace("\\\\", "\\")
+
+
+def _named(byte: int) -> str:
+    """A character that is no base: what it is, what that means, what to do."""
+    letter = chr(byte)
+    if letter.upper() in "EFILPQ":
+        return f"{letter!r}, an amino acid: this is a protein FASTA; give DNA"
+    if letter.upper() in "XZJO":
+        return f"{letter!r}, no IUPAC nucleotide; give DNA, and write an unknown base as N"
+    if letter in "-.*":
+        return f"{letter!r}, a gap or a stop: an alignment or a protein; remove gaps, or give DNA"
+    if letter.isdigit() and byte < 128:
+        return f"{letter!r}, a digit; remove numbers from the sequence"
+    if letter == ">":
+        return "'>' inside a line; begin the header on a line of its own"
+    if letter in "@+;#":
+        return f"{letter!r}; FASTQ, comments and mixed formats cannot be read, give plain FASTA"
+    if 32 < byte < 127:
+        return f"{letter!r}; remove it, or write N"
+    return f"byte 0x{byte:02x}: binary data, or a damaged file; fetch it again"
