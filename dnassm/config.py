@@ -1,0 +1,177 @@
+"""RunConfig: everything that decides what a run computes, in one frozen, validated value.
+
+Read from a preset or a TOML file, changed by ``key=value`` overrides, stored in every run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dnassm.errors import ConfigError
+from dnassm.registry import did_you_mean
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MixerSpec(_Section):
+    """A mixer by name with its own options."""
+
+    name: str = Field(description="a name of `dnassm list mixers`")
+    options: dict[str, Any] = Field(default_factory=dict, description="fields of the mixer's Config")
+
+
+class ModelConfig(_Section):
+    """The model: one letter of `pattern` per block."""
+
+    d_model: int = Field(128, ge=1, description="width D of the residual stream")
+    pattern: str = Field("mmmm", min_length=1, description="one letter per block, first block first")
+    letters: dict[str, MixerSpec] = Field(
+        default={"m": MixerSpec(name="mamba"), "s": MixerSpec(name="s4d")},
+        description="what each letter of the pattern stands for",
+    )
+    bidirectional: bool = Field(False, description="run every mixer in both directions")  # noqa: FBT003
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the output of every block")
+    tie_embeddings: bool = Field(True, description="the head shares the embedding matrix")  # noqa: FBT003
+    vocab_size: int = Field(8, ge=2, description="tokens V; pretraining sets it from the tokenizer")
+
+    @model_validator(mode="after")
+    def _letters_are_defined(self) -> ModelConfig:
+        unknown = sorted(set(self.pattern) - set(self.letters))
+        if unknown:
+            raise ValueError(
+                f"pattern {self.pattern!r} uses {', '.join(unknown)}, defined letters are "
+                f"{', '.join(sorted(self.letters))}"
+            )
+        return self
+
+
+class DataConfig(_Section):
+    """What the model reads."""
+
+    length: int = Field(1024, ge=2, description="window length in tokens")
+    tokenizer: str = Field("single", description="a name of `dnassm list tokenizers`")
+    sampler: str = Field("uniform", description="a name of `dnassm list samplers`")
+    rc_probability: float = Field(0.5, ge=0, le=1, description="share of windows read on strand -")
+    workers: int = Field(0, ge=0, description="loader processes; changes speed, never the batches")
+
+
+class ObjectiveConfig(_Section):
+    """What the model is trained to predict."""
+
+    name: Literal["next", "masked"] = Field("next", description="next token, or masked tokens")
+    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (masked)")
+
+
+class TrainingConfig(_Section):
+    """How the model is trained."""
+
+    max_steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="windows per step, over all devices")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    lr_final: float = Field(0.05, ge=0, le=1, description="last learning rate, as a share of lr")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising rate")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW; none on norms, biases, A, D, dt")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="auto: bf16 on a device that has it, float32 on CPU"
+    )
+    seed: int = Field(0, ge=0, description="of weights, windows, masks and dropout")
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics.csv")
+    valid_every: int = Field(200, ge=1, description="steps between looks at held-out windows")
+    valid_windows: int = Field(32, ge=0, description="held-out windows of such a look; 0: none")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest so many are kept")
+
+
+class RunConfig(_Section):
+    """A whole run; `config.json` of a run folder holds it."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @classmethod
+    def preset(cls, name: str) -> RunConfig:
+        """Return the preset called `name`; raises ConfigError with a near-miss hint."""
+        names = preset_names()
+        if name not in names:
+            raise ConfigError(
+                f"no preset named {name!r}; have {', '.join(names)}.{did_you_mean(name, names)}"
+            )
+        return cls.from_toml(PRESETS / f"{name}.toml")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> RunConfig:
+        """Read a TOML file with the tables model, data, objective, training."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path} does not exist") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: expected TOML, got: {error}") from error
+        return cls.checked(values, origin=str(path))
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], *, origin: str) -> RunConfig:
+        """Validate nested `values`; every problem of `origin` in one ConfigError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(_explain(cls, problem) for problem in error.errors())
+            raise ConfigError(f"{origin}: {problems}") from error
+
+    def override(self, assignments: Iterable[str]) -> RunConfig:
+        """Apply ``section.key=value`` strings; values are read as JSON, else taken as text."""
+        values = self.model_dump()
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals or "." not in key:
+                raise ConfigError(f"--set {assignment}: expected section.key=value, as training.lr=0.001")
+            *parents, leaf = key.strip().split(".")
+            node = values
+            for parent in parents:
+                node = node.setdefault(parent, {})
+                if not isinstance(node, dict):
+                    raise ConfigError(f"--set {assignment}: {parent} is a value, not a section")
+            try:
+                node[leaf] = json.loads(text)
+            except json.JSONDecodeError:
+                node[leaf] = text
+        return self.checked(values, origin="--set")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    """One problem of pydantic as a phrase: where, what was expected, what was got."""
+    where = ".".join(str(part) for part in problem["loc"]) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, problem["loc"][:-1])
+        name = str(problem["loc"][-1])
+        return f"no setting {where}; have {', '.join(known)}.{did_you_mean(name, known)}"
+    return f"{where}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return list(MixerSpec.model_fields)
+        model = annotation
+    return list(model.model_fields)

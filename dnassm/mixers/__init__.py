@@ -1,0 +1,1 @@
+"""The sequence mixers: one file each, found by the registry in dnassm.mixer."""

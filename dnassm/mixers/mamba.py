@@ -1,0 +1,116 @@
+"""Mamba: a gated selective state space model (S6) behind a short causal convolution."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from dnassm.kernels.causal_conv1d import causal_conv1d
+from dnassm.kernels.selective_scan import selective_scan
+from dnassm.mixer import MIXERS, SequenceMixer, Streaming
+
+
+class MambaConfig(BaseModel):
+    """Sizes of a Mamba mixer; the defaults are the paper's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_state: int = Field(16, ge=1, le=256, description="states N per channel")
+    d_conv: int = Field(4, ge=2, description="taps of the causal convolution")
+    expand: int = Field(2, ge=1, description="inner width over model width")
+    dt_rank: int | None = Field(None, ge=1, description="rank of the step size; D/16 when None")
+    dt_min: float = Field(1e-3, gt=0, description="smallest initial step size")
+    dt_max: float = Field(1e-1, gt=0, description="largest initial step size")
+
+
+class MambaState(NamedTuple):
+    """What Mamba remembers between positions."""
+
+    conv: Tensor
+    """(B, K-1, E) last inputs of the convolution."""
+    ssm: Tensor
+    """(B, E, N) state of the scan."""
+
+
+@MIXERS.register("mamba")
+class Mamba(SequenceMixer):
+    """y = W_out [scan(silu(conv(x'))) * silu(z)] with [x', z] = W_in x and input-dependent dt, B, C."""
+
+    source: ClassVar[str] = "Gu and Dao 2023, arXiv:2312.00752, section 3.4 and figure 3"
+    causal: ClassVar[bool] = True
+    streaming: ClassVar[Streaming] = "exact"
+    Config: ClassVar[type] = MambaConfig
+
+    def __init__(self, d_model: int, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.d_inner = config.expand * d_model
+        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(self.d_inner, config.d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(self.d_inner))
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * config.d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(self.d_inner))
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, config.d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as section 3.6 and appendix E.2 of the paper: S4D-Real A, dt log-uniform."""
+        bound = 1 / math.sqrt(self.config.d_conv)
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.uniform_(self.conv_bias, -bound, bound)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
+        with torch.no_grad():
+            dt = torch.exp(torch.rand(self.d_inner) * (high - low) + low).clamp(min=1e-4)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+            self.A_log.copy_(torch.log(torch.arange(1.0, self.config.d_state + 1)))
+            self.D.fill_(1.0)
+        for parameter in (self.A_log, self.D, self.dt_bias):
+            parameter.no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """(B, L, D) -> (B, L, D), and the state after position L-1."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, conv_state = causal_conv1d(
+            u,
+            self.conv_weight,
+            self.conv_bias,
+            silu=True,
+            initial_state=None if state is None else state.conv,
+        )
+        states = self.config.d_state
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
+        y, ssm_state = selective_scan(
+            u,
+            F.linear(low_rank, self.dt_proj.weight),
+            -torch.exp(self.A_log),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_bias,
+            initial_state=None if state is None else state.ssm,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """(B, D) -> (B, D), and the next state."""
+        y, following = self.forward(x[:, None], state)
+        return y[:, 0], following
+
+    def init_state(self, batch: int) -> MambaState:
+        """All zeros."""
+        weight = self.conv_weight
+        return MambaState(
+            weight.new_zeros(batch, self.config.d_conv - 1, self.d_inner),
+            weight.new_zeros(batch, self.d_inner, self.config.d_state),
+        )

@@ -1,0 +1,113 @@
+"""S4D: a diagonal state space model with fixed (input-independent) dynamics, run as a convolution."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from dnassm.mixer import MIXERS, SequenceMixer, Streaming
+
+# Longer input is cut into pieces of this length and the state is carried: the Vandermonde matrix
+# (D, N/2, L) then stays small and memory linear in L, with the same result.
+_PIECE = 2048
+
+
+class S4DConfig(BaseModel):
+    """Sizes of an S4D mixer; the defaults are the paper's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_state: int = Field(64, ge=2, multiple_of=2, description="real states N; N/2 complex pairs")
+    dt_min: float = Field(1e-3, gt=0, description="smallest initial step size")
+    dt_max: float = Field(1e-1, gt=0, description="largest initial step size")
+
+
+class S4DState(NamedTuple):
+    """What S4D remembers between positions."""
+
+    ssm: Tensor
+    """(B, D, N/2) complex state."""
+
+
+@MIXERS.register("s4d")
+class S4D(SequenceMixer):
+    """h' = A h + x, y = 2 Re(C h) + D x, diagonal complex A, ZOH-discretised; then GELU and a GLU."""
+
+    source: ClassVar[str] = "Gu et al. 2022, arXiv:2206.11893, equations 2-5 and S4D-Lin (section 4)"
+    causal: ClassVar[bool] = True
+    streaming: ClassVar[Streaming] = "exact"
+    Config: ClassVar[type] = S4DConfig
+
+    def __init__(self, d_model: int, config: S4DConfig) -> None:
+        super().__init__()
+        pairs = config.d_state // 2
+        self.log_dt = nn.Parameter(torch.empty(d_model))
+        self.A_log_real = nn.Parameter(torch.empty(d_model, pairs))
+        self.A_imag = nn.Parameter(torch.empty(d_model, pairs))
+        self.C = nn.Parameter(torch.empty(d_model, pairs, 2))
+        self.D = nn.Parameter(torch.empty(d_model))
+        self.out_proj = nn.Linear(d_model, 2 * d_model)
+        self.config = config
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """S4D-Lin: A[n] = -1/2 + i pi n; dt log-uniform; C standard complex normal."""
+        low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
+        with torch.no_grad():
+            self.log_dt.uniform_(low, high)
+            self.A_log_real.fill_(math.log(0.5))
+            self.A_imag.copy_(math.pi * torch.arange(self.A_imag.shape[1]).expand_as(self.A_imag))
+            self.C.normal_(std=math.sqrt(0.5))
+            self.D.normal_()
+        for parameter in (self.log_dt, self.A_log_real, self.A_imag, self.C, self.D):
+            parameter.no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor, state: S4DState | None = None) -> tuple[Tensor, S4DState]:
+        """(B, L, D) -> (B, L, D), and the state after position L-1."""
+        inner = torch.float64 if x.dtype == torch.float64 else torch.float32
+        h = self.init_state(x.shape[0]).ssm if state is None else state.ssm
+        outputs = []
+        for piece in x.to(inner).split(_PIECE, dim=1):
+            y, h = self._convolve(piece, h)
+            outputs.append(y)
+        y = F.gelu(torch.cat(outputs, dim=1)).to(x.dtype)
+        return F.glu(self.out_proj(y), dim=-1), S4DState(h)
+
+    def step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
+        """(B, D) -> (B, D), and the next state: the recurrence itself, equation 2 discretised."""
+        step, C = self._discrete()
+        h = torch.exp(step) * state.ssm + x.unsqueeze(-1)
+        y = 2 * (C * h).sum(-1).real + self.D * x
+        return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1), S4DState(h)
+
+    def init_state(self, batch: int) -> S4DState:
+        """All zeros."""
+        shape = (batch, *self.A_imag.shape)
+        return S4DState(torch.zeros(shape, dtype=self._discrete()[1].dtype, device=self.C.device))
+
+    def _discrete(self) -> tuple[Tensor, Tensor]:
+        """dt A and the discrete C (B folded in, B = 1): each (D, N/2) complex."""
+        A = torch.complex(-torch.exp(self.A_log_real), self.A_imag)
+        step = A * torch.exp(self.log_dt).unsqueeze(-1)
+        C = torch.view_as_complex(self.C) * (torch.exp(step) - 1) / A  # ZOH, equation 3
+        return step, C
+
+    def _convolve(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One piece (B, L, D) after the state h (B, D, N/2)."""
+        length = x.shape[1]
+        step, C = self._discrete()
+        powers = torch.exp(step.unsqueeze(-1) * torch.arange(length, device=x.device))  # (D, N/2, L)
+        kernel = 2 * torch.einsum("dn,dnl->dl", C, powers).real
+        size = 2 * length  # twice the length: the circular convolution must not wrap
+        spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel, n=size).transpose(0, 1)
+        y = torch.fft.irfft(spectrum, n=size, dim=1)[:, :length]
+        decayed = torch.einsum("bdn,dnl->bld", h * C * torch.exp(step), powers)
+        final = torch.exp(step * length) * h + torch.einsum(
+            "dnl,bld->bdn", powers.flip(-1), x.to(powers.dtype)
+        )
+        return y + 2 * decayed.real + self.D * x, final

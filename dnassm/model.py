@@ -1,0 +1,186 @@
+"""DNAModel: tokens to hidden states to logits, a pattern of blocks between embedding and head."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dnassm.artifact import read_json, staged_file, write_json
+from dnassm.block import Block, build_mixer
+from dnassm.config import ModelConfig, RunConfig
+from dnassm.errors import ArtifactError, ShapeError
+from dnassm.mixer import SequenceMixer
+from dnassm.wrappers import Bidirectional
+
+ModelState = tuple[Any, ...]
+"""One mixer state per block, first block first."""
+
+_CONFIG_FORMAT = "dnassm-run"
+_CONFIG_VERSION = 1
+
+
+class DNAModel(nn.Module):
+    """Embedding, blocks, a last norm and a head over the vocabulary.
+
+    >>> from dnassm.config import ModelConfig
+    >>> model = DNAModel(ModelConfig(d_model=16, pattern="ms"))
+    >>> logits, state = model(torch.zeros(2, 10, dtype=torch.int64))
+    >>> tuple(logits.shape)
+    (2, 10, 8)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(
+            Block(config.d_model, self._mixer(letter), config.dropout) for letter in config.pattern
+        )
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.head = None
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def _mixer(self, letter: str) -> SequenceMixer:
+        spec, width = self.config.letters[letter], self.config.d_model
+        mixer = build_mixer(spec, width)
+        return Bidirectional(mixer, build_mixer(spec, width)) if self.config.bidirectional else mixer
+
+    def reset_parameters(self) -> None:
+        """Embedding N(0, 0.02); output projections shrunk by 1/sqrt(blocks); norms and biases unpenalised.
+
+        Source: Radford et al. 2019, section 2.3, as in the code of the Mamba paper. The mixers
+        initialise themselves.
+        """
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("out_proj.weight"):
+                    parameter /= math.sqrt(len(self.blocks))
+                if parameter.dim() < 2 or name == "embedding.weight":
+                    parameter.no_weight_decay = True  # type: ignore[attr-defined]
+
+    @property
+    def causal(self) -> bool:
+        """Whether position t depends on positions up to t alone."""
+        return all(block.mixer.causal for block in self.blocks)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a sequence may be cut anywhere and the state carried, with the same result."""
+        return all(block.mixer.streaming == "exact" for block in self.blocks)
+
+    def hidden(
+        self, tokens: Tensor, state: ModelState | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Hidden states of tokens (B, L) after `state`.
+
+        Args:
+            tokens: (B, L) int64.
+            state: what an earlier call returned for the positions before; None starts anew.
+            layer: None gives the output of the last norm, 0 the embedding, i the output of block i.
+
+        Returns:
+            (B, L, D) float32 and one state per block that ran.
+
+        Raises:
+            ShapeError: tokens are not (B, L), or there is no such layer.
+        """
+        if tokens.dim() != 2:
+            raise ShapeError(f"DNAModel: tokens must be (B, L), got {tuple(tokens.shape)}")
+        depth = len(self.blocks)
+        if layer is not None and not 0 <= layer <= depth:
+            raise ShapeError(f"DNAModel: layer must be 0..{depth} for {depth} blocks, got {layer}")
+        x = self.embedding(tokens)
+        states = []
+        for index, block in enumerate(self.blocks[: depth if layer is None else layer]):
+            x, after = block(x, None if state is None else state[index])
+            states.append(after)
+        return (self.norm(x) if layer is None else x), tuple(states)
+
+    def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Logits (B, L, V) of tokens (B, L), and the state after them."""
+        x, state = self.hidden(tokens, state)
+        return self._logits(x), state
+
+    def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Logits (B, V) after one more token (B,), and the next state."""
+        x = self.embedding(tokens)
+        states = []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, after = block.step(x, before)
+            states.append(after)
+        return self._logits(self.norm(x)), tuple(states)
+
+    def init_state(self, batch: int) -> ModelState:
+        """The state before the first position."""
+        return tuple(block.mixer.init_state(batch) for block in self.blocks)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+    def parameter_count(self) -> int:
+        """Trained numbers in the model."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, folder: Path, config: RunConfig | None = None) -> None:
+        """Write model.safetensors and config.json into `folder`.
+
+        Args:
+            folder: a run folder; made when missing.
+            config: the run that made the model; its `model` part is replaced by this model's.
+        """
+        run = (config or RunConfig()).model_copy(update={"model": self.config})
+        header = {"format": _CONFIG_FORMAT, "version": _CONFIG_VERSION, **run.model_dump(mode="json")}
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with staged_file(folder / "model.safetensors") as staging:
+            save_file(weights, staging)
+        write_json(folder / "config.json", header)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> DNAModel:
+        """Read a model from a run folder; nothing is unpickled.
+
+        Raises:
+            ArtifactError: a file is missing, broken, of a newer version, or does not fit the config.
+        """
+        folder = Path(folder)
+        model = cls(read_run_config(folder).model)
+        path = folder / "model.safetensors"
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist; is {folder} a finished run?")
+        try:
+            model.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ArtifactError(f"{path}: weights do not fit config.json beside it: {reason}") from error
+        return model
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Read the RunConfig of a run folder.
+
+    Raises:
+        ArtifactError: `folder` is not a run, or was written by a newer version.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not a run folder: it holds no config.json")
+    header = read_json(path)
+    if not isinstance(header, dict) or header.pop("format", None) != _CONFIG_FORMAT:
+        raise ArtifactError(f"{path}: expected the config of a dnassm run, got another JSON file")
+    version = header.pop("version", None)
+    if version != _CONFIG_VERSION:
+        raise ArtifactError(
+            f"{path}: format version {version}, this dnassm reads {_CONFIG_VERSION}; upgrade dnassm"
+        )
+    return RunConfig.checked(header, origin=str(path))
