@@ -84,8 +84,8 @@ def test_help_answers_at_once_and_imports_nothing_heavy(arguments):
     assert facts["code"] == 0
     assert said.startswith(" ".join(["Usage: dnassm", *arguments]))
     assert [name for name in HEAVY if name in facts["modules"]] == []
-    # 0.1 s here; torch alone takes 2 s. The promise is 0.3 s, three times that is no slow machine.
-    assert facts["cpu_s"] < 0.9
+    # The promise of the README. Measured: 0.07 s; torch alone would take 2 s.
+    assert facts["cpu_s"] < 0.3
 
 
 def test_help_shows_every_command_with_its_short_help():
