@@ -15,7 +15,7 @@ from dnassm.data.alphabet import BASE, T
 from dnassm.data.interval import Interval
 from dnassm.data.runs import Positions, Runs
 from dnassm.data.store import GenomeStore
-from dnassm.errors import GenomeError
+from dnassm.errors import ConfigError, GenomeError
 
 _CHUNK_BASES = 1 << 22
 
@@ -24,12 +24,12 @@ def max_unknown(length: int, max_n_fraction: float | None) -> int:
     """Most unknown bases that a window of `length` may hold: all but one when no fraction is given.
 
     Raises:
-        GenomeError: the fraction lies outside of [0, 1].
+        ConfigError: the fraction lies outside of [0, 1].
     """
     if max_n_fraction is None:
         return length - 1
     if not 0.0 <= max_n_fraction <= 1.0:
-        raise GenomeError(f"max_n_fraction: expected a number in [0, 1], got {max_n_fraction}")
+        raise ConfigError(f"max_n_fraction: expected a number in [0, 1], got {max_n_fraction}")
     return min(int(max_n_fraction * length), length - 1)
 
 

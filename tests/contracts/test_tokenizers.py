@@ -163,7 +163,7 @@ def test_a_misspelt_tokenizer_is_answered_with_the_nearest_name(tokenizer):
 
 
 def test_a_missing_tokenizer_file_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match="missing.json does not exist"):
+    with pytest.raises(ArtifactError, match=r"missing\.json does not exist"):
         Tokenizer.load(tmp_path / "missing.json")
 
 
