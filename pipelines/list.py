@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command(short_help="List what can be named: mixers, tokenizers, samplers, tasks, presets.")
+@click.command(short_help="List what is registered under which name, with its source.")
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(kind: str | None, *, as_json: bool) -> None:
