@@ -1,0 +1,1 @@
+"""The objectives: one file each, found by the registry in dnassm.task."""

@@ -1,0 +1,33 @@
+"""Masked-token prediction: some bases are hidden and read back from both sides."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dnassm.task import IGNORED, TASKS, Objective
+
+_MASKED, _RANDOM = 0.8, 0.1  # the remaining tenth keeps its base
+
+
+@TASKS.register("masked")
+class MaskedToken(Objective):
+    """A share of the bases is predicted: 80 % shown as [MASK], 10 % as a random base, 10 % as is."""
+
+    source: ClassVar[str] = "Devlin et al. 2018, arXiv:1810.04805, section 3.1; 15 % as in Caduceus"
+    needs_causal: ClassVar[bool] = False
+
+    def prepare(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) to inputs (B, L) and targets (B, L)."""
+        chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+        fate = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+        bases = torch.tensor(sorted(self.tokenizer.bases.values()))
+        drawn = bases[torch.randint(len(bases), tokens.shape, generator=generator)].to(tokens.device)
+        targets = self._countable(tokens)
+        chosen = (chance < self.config.mask_ratio) & (targets != IGNORED)
+        inputs = tokens.masked_fill(chosen & (fate < _MASKED), self.tokenizer.mask_id)
+        randomised = chosen & (fate >= _MASKED) & (fate < _MASKED + _RANDOM)
+        inputs = torch.where(randomised, drawn, inputs)
+        return inputs, targets.masked_fill(~chosen, IGNORED)

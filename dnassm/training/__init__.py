@@ -1,0 +1,1 @@
+"""Pretraining: optimiser, checkpoints that resume exactly, evaluation against Markov models."""
