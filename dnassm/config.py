@@ -27,14 +27,18 @@ class MixerSpec(_Section):
     """A mixer by name with its own options."""
 
     name: str = Field(description="a name of `dnassm list mixers`")
-    options: dict[str, Any] = Field(default_factory=dict, description="fields of the mixer's Config")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the mixer's Config"
+    )
 
 
 class ModelConfig(_Section):
     """The model: one letter of `pattern` per block."""
 
     d_model: int = Field(128, ge=1, description="width D of the residual stream")
-    pattern: str = Field("mmmm", min_length=1, description="one letter per block, first block first")
+    pattern: str = Field(
+        "mmmm", min_length=1, description="one letter per block, first block first"
+    )
     letters: dict[str, MixerSpec] = Field(
         default={"m": MixerSpec(name="mamba"), "s": MixerSpec(name="s4d")},
         description="what each letter of the pattern stands for",
@@ -139,7 +143,9 @@ class RunConfig(_Section):
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals or "." not in key:
-                raise ConfigError(f"--set {assignment}: expected section.key=value, as training.lr=0.001")
+                raise ConfigError(
+                    f"--set {assignment}: expected section.key=value, as training.lr=0.001"
+                )
             *parents, leaf = key.strip().split(".")
             node = values
             for parent in parents:

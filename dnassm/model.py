@@ -52,7 +52,9 @@ class DNAModel(nn.Module):
     def _mixer(self, letter: str) -> SequenceMixer:
         spec, width = self.config.letters[letter], self.config.d_model
         mixer = build_mixer(spec, width)
-        return Bidirectional(mixer, build_mixer(spec, width)) if self.config.bidirectional else mixer
+        return (
+            Bidirectional(mixer, build_mixer(spec, width)) if self.config.bidirectional else mixer
+        )
 
     def reset_parameters(self) -> None:
         """Embedding N(0, 0.02); output projections shrunk by 1/sqrt(blocks); norms and biases unpenalised.
@@ -139,7 +141,11 @@ class DNAModel(nn.Module):
             config: the run that made the model; its `model` part is replaced by this model's.
         """
         run = (config or RunConfig()).model_copy(update={"model": self.config})
-        header = {"format": _CONFIG_FORMAT, "version": _CONFIG_VERSION, **run.model_dump(mode="json")}
+        header = {
+            "format": _CONFIG_FORMAT,
+            "version": _CONFIG_VERSION,
+            **run.model_dump(mode="json"),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with staged_file(folder / "model.safetensors") as staging:
@@ -162,7 +168,9 @@ class DNAModel(nn.Module):
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ArtifactError(f"{path}: weights do not fit config.json beside it: {reason}") from error
+            raise ArtifactError(
+                f"{path}: weights do not fit config.json beside it: {reason}"
+            ) from error
         return model
 
 

@@ -45,7 +45,9 @@ class Backends:
         """
         if name != "auto":
             if name not in self.all():
-                raise BackendError(f"{self.package}: no backend {name!r}; have auto, {', '.join(self.all())}")
+                raise BackendError(
+                    f"{self.package}: no backend {name!r}; have auto, {', '.join(self.all())}"
+                )
             reason = self.all()[name].supports(tensors)
             if reason is not None:
                 raise BackendError(f"{self.package}: backend {name!r} cannot run here: {reason}")

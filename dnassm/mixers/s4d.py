@@ -38,7 +38,9 @@ class S4DState(NamedTuple):
 class S4D(SequenceMixer):
     """h' = A h + x, y = 2 Re(C h) + D x, diagonal complex A, ZOH-discretised; then GELU and a GLU."""
 
-    source: ClassVar[str] = "Gu et al. 2022, arXiv:2206.11893, equations 2-5 and S4D-Lin (section 4)"
+    source: ClassVar[str] = (
+        "Gu et al. 2022, arXiv:2206.11893, equations 2-5 and S4D-Lin (section 4)"
+    )
     causal: ClassVar[bool] = True
     streaming: ClassVar[Streaming] = "exact"
     Config: ClassVar[type] = S4DConfig
@@ -101,7 +103,9 @@ class S4D(SequenceMixer):
         """One piece (B, L, D) after the state h (B, D, N/2)."""
         length = x.shape[1]
         step, C = self._discrete()
-        powers = torch.exp(step.unsqueeze(-1) * torch.arange(length, device=x.device))  # (D, N/2, L)
+        powers = torch.exp(
+            step.unsqueeze(-1) * torch.arange(length, device=x.device)
+        )  # (D, N/2, L)
         kernel = 2 * torch.einsum("dn,dnl->dl", C, powers).real
         size = 2 * length  # twice the length: the circular convolution must not wrap
         spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel, n=size).transpose(0, 1)

@@ -24,7 +24,9 @@ class MaskedToken(Objective):
         chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
         fate = torch.rand(tokens.shape, generator=generator).to(tokens.device)
         bases = torch.tensor(sorted(self.tokenizer.bases.values()))
-        drawn = bases[torch.randint(len(bases), tokens.shape, generator=generator)].to(tokens.device)
+        drawn = bases[torch.randint(len(bases), tokens.shape, generator=generator)].to(
+            tokens.device
+        )
         targets = self._countable(tokens)
         chosen = (chance < self.config.mask_ratio) & (targets != IGNORED)
         inputs = tokens.masked_fill(chosen & (fate < _MASKED), self.tokenizer.mask_id)

@@ -32,7 +32,12 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    keep: int,
 ) -> Path:
     """Write ``folder/step-N`` atomically, then drop all but the newest `keep`."""
     target = folder / f"step-{progress.step:08d}"
@@ -61,11 +66,14 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         moments = load_file(path / _OPTIMIZER)
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())
-        raise ArtifactError(f"{path}: cannot resume: {reason}; delete it to use the one before") from error
+        raise ArtifactError(
+            f"{path}: cannot resume: {reason}; delete it to use the one before"
+        ) from error
     for name, parameter in model.named_parameters():
         state = {key: moments[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
         optimizer.state[parameter] = {
-            key: value.to(parameter.device) if key != "step" else value for key, value in state.items()
+            key: value.to(parameter.device) if key != "step" else value
+            for key, value in state.items()
         }
     return Progress(**read_json(path / _PROGRESS))
 
@@ -81,5 +89,3 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 def _contiguous(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-

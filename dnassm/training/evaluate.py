@@ -7,13 +7,70 @@ from typing import Any
 
 import torch
 
+from dnassm.artifact import write_json
+from dnassm.baselines.markov import bits_per_base as markov_bits
+from dnassm.baselines.markov import fit_markov, fit_mixture
 from dnassm.config import RunConfig
+from dnassm.console import Progress
 from dnassm.data.samplers.tiled import TiledSampler
 from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer
 from dnassm.data.windows import WindowDataset, make_loader
+from dnassm.errors import GenomeError
 from dnassm.model import DNAModel
+from dnassm.runs import Run
 from dnassm.task import IGNORED, TASKS, token_loss
+
+MARKOV_ORDERS = range(1, 13)
+_MIXTURE_ORDERS = (7, 11)
+
+
+def evaluate_run(
+    run: Run, genome: GenomeStore, *, split: str | None = None, baselines: bool = True
+) -> dict[str, Any]:
+    """Measure a run on a held-out split and write ``evaluation.json`` into its folder.
+
+    Args:
+        run: the finished run.
+        genome: the store that it was trained on: the baselines are fitted on its "train" split.
+        split: name of the split; "valid", else "test", when None.
+        baselines: also fit Markov models of order 1..12 and two interpolated mixtures.
+
+    Raises:
+        GenomeError: the genome has nothing held out.
+    """
+    split = split or held_out_split(genome)
+    if split is None or not genome.splits.get(split):
+        raise GenomeError(
+            f"{genome.path}: nothing is held out; tokenize with --split blocks:size=50000,every=10"
+        )
+    bits, bases = bits_per_base(run.model, run.tokenizer, run.config, genome, split=split)
+    result = {
+        "objective": run.config.objective.name,
+        "split": split,
+        "bits_per_base": bits,
+        "bases": bases,
+        "baselines": _markov_baselines(genome, split) if baselines else [],
+    }
+    write_json(run.path / "evaluation.json", result)
+    return result
+
+
+def _markov_baselines(genome: GenomeStore, split: str) -> list[dict[str, Any]]:
+    train = [genome.fetch(interval) for interval in genome.splits["train"]]
+    test = [genome.fetch(interval) for interval in genome.splits[split]]
+    rows: list[dict[str, Any]] = []
+    with Progress(len(MARKOV_ORDERS) + len(_MIXTURE_ORDERS), "models", "Markov baselines") as bar:
+        for order in MARKOV_ORDERS:
+            value = markov_bits(fit_markov(train, order), test).value
+            rows.append({"name": f"Markov order {order}", "order": order, "bits_per_base": value})
+            bar.update(len(rows))
+        for order in _MIXTURE_ORDERS:
+            value = markov_bits(fit_mixture(train, order), test).value
+            name = f"Markov orders 0-{order} interpolated"
+            rows.append({"name": name, "order": order, "bits_per_base": value})
+            bar.update(len(rows))
+    return rows
 
 
 def held_out_split(store: GenomeStore) -> str | None:

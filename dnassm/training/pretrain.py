@@ -271,7 +271,12 @@ class _Trainer:
             return None
         self.model.eval()
         bits, _ = bits_per_base(
-            self.model, self.tokenizer, self.config, self.genome, split=self.held_out, windows=windows
+            self.model,
+            self.tokenizer,
+            self.config,
+            self.genome,
+            split=self.held_out,
+            windows=windows,
         )
         return bits
 

@@ -110,7 +110,7 @@ class _CoreScan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor
     ) -> tuple[Tensor, Tensor]:
         batch, length, groups, per_group = u.shape
@@ -125,7 +125,7 @@ class _CoreScan(torch.autograd.Function):
         return _batch_major(y_T, batch, length), final
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         dy, dfinal = grads
         (batch, length), layout = ctx.shape, ctx.layout
         u_T, d_T, A, B_T, C_T, marks = ctx.saved_tensors
@@ -244,7 +244,9 @@ def _backward(
     (states,) = _buffers(d, A, layout.chunk + 1, 1)
     before, after = states[:-1], states[1:]
     onward = list(zip(decay.unbind(), before.unbind(), after.unbind(), strict=True))
-    backward = list(zip(decay[1:].unbind(), adjoint[1:].unbind(), adjoint.unbind()[:-1], strict=True))
+    backward = list(
+        zip(decay[1:].unbind(), adjoint[1:].unbind(), adjoint.unbind()[:-1], strict=True)
+    )
     for index in reversed(range(marks.shape[0])):
         now = slice(index * layout.chunk, (index + 1) * layout.chunk)
         d_now, u_now = d[now], u[now]
