@@ -1,0 +1,1 @@
+"""One kind of artifact = one file; the registry finds it."""
