@@ -1,4 +1,8 @@
-"""Bytes of a plain, gzip or bgzip file, streamed, with the sha256 of the file on disk."""
+"""Bytes of a plain, gzip or bgzip file, streamed.
+
+A compressed file's own sha256 is taken on the way: it costs little, and publishers print it. That
+of a plain file would cost as much again as the digests of its contigs, which say the same.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,6 @@ class ByteStream:
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
         try:
-            self.size = os.fstat(self._raw.fileno()).st_size
             self._content, self.compressed = self._open_content()
             self.head = self._read_head()
         except BaseException:
@@ -64,9 +67,9 @@ class ByteStream:
         """Bytes of the file on disk consumed so far, compressed ones where it is compressed."""
         return self._raw.consumed
 
-    def sha256(self) -> str:
-        """Hex digest of the file's own bytes; whole once `readinto` has returned 0."""
-        return self._raw.digest.hexdigest()
+    def sha256(self) -> str | None:
+        """Hex digest of a compressed file once `readinto` has returned 0; None for a plain one."""
+        return self._raw.digest.hexdigest() if self.compressed else None
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` with content as far as there is any; returns the number of bytes."""
@@ -109,6 +112,7 @@ class ByteStream:
         magic = self._raw.peek_start(18)
         if magic[:2] != _GZIP_MAGIC:
             return self._raw, False
+        self._raw.hashing = True
         if magic[12:14] == b"BC" and self._raw.peek_end(len(_BGZF_END)) != _BGZF_END:
             raise FormatError(
                 f"{self.path}: bgzip data without its end-of-file block: the file is truncated; "
@@ -123,11 +127,12 @@ class ByteStream:
 
 
 class _HashingFile(io.RawIOBase):
-    """A file that hashes what is read from it."""
+    """A file that counts, and hashes where it is told to, what is read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.digest = hashlib.sha256()
+        self.hashing = False
         self.consumed = 0
 
     def readable(self) -> bool:
@@ -143,7 +148,8 @@ class _HashingFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
         count = int(self._file.readinto(view) or 0)  # type: ignore[attr-defined]
-        self.digest.update(view[:count])
+        if self.hashing:
+            self.digest.update(view[:count])
         self.consumed += count
         return count
 

@@ -62,16 +62,16 @@ def read_fasta(
     path: Path,
     *,
     block_bytes: int = BLOCK_BYTES,
-    progress: Callable[[int, int], None] | None = None,
-    on_end: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    on_end: Callable[[str | None], None] | None = None,
 ) -> Iterator[Header | Bases]:
     """Yield each header and then the bases that belong to it, in blocks of at most `block_bytes`.
 
     Args:
         path: plain, gzip or bgzip FASTA.
         block_bytes: size of the reading buffer; changes speed and memory, never the result.
-        progress: called with (bytes of the file consumed, its size) after every block.
-        on_end: called once at the end with the sha256 of the file.
+        progress: called after every block with the bytes of the file consumed so far.
+        on_end: called once at the end with the sha256 of a compressed file, None for a plain one.
 
     Raises:
         ArtifactError: the file is missing or unreadable.
@@ -83,7 +83,7 @@ def read_fasta(
         while filled := stream.readinto(parser.room):
             yield from parser.parse(filled)
             if progress is not None:
-                progress(stream.position, stream.size)
+                progress(stream.position)
         yield from parser.finish()
         if on_end is not None:
             on_end(stream.sha256())
@@ -113,7 +113,6 @@ class _Parser:
         self.buffer = bytearray(block_bytes)
         self.room = memoryview(self.buffer)
         self.text = np.frombuffer(self.buffer, dtype=np.uint8)
-        self.letters = np.empty(block_bytes, dtype=np.uint8)
         self.encoder = BlockEncoder(block_bytes)
         self.line = 1
         self.at_line_start = True
@@ -214,12 +213,12 @@ class _Parser:
         if self.header is None:
             self._check_blank(start, end)
             return None
-        count, lines = _strip_lines(self.text[start:end], self.letters)
+        count, lines = _strip_lines(self.text[start:end], self.encoder.letters)
         if count == 0:
             self.line += lines
             return None
         try:
-            codes, upper, counts = self.encoder.encode(self.letters[:count])
+            codes, upper, counts = self.encoder.encode(count)
         except NotABaseError:
             contig = self.header.name
             raise self._not_a_base(bytes(self.buffer[start:end]), contig) from None

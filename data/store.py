@@ -30,8 +30,8 @@ VERSION = 1
 _CODES = "codes.bin"
 _HEADER = "store.json"
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes of input read, bytes of input in all)."""
+Progress = Callable[[int], None]
+"""Called with the bytes of all input files that have been read, of `input_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class GenomeStore:
         self.splits: Mapping[str, tuple[Interval, ...]] = MappingProxyType(
             {part: tuple(Interval(*entry) for entry in header["splits"][part]) for part in PARTS}
         )
-        self.sources: tuple[Mapping[str, str], ...] = tuple(header["sources"])
+        self.sources: tuple[Mapping[str, Any], ...] = tuple(header["sources"])
         self._by_name = {contig.name: contig for contig in self.contigs}
         self._codes: Codes | None = None
 
@@ -199,9 +199,21 @@ def build_store(
             command="tokenize",
             config={"split": rule.text},
             seed=None,
-            inputs={source["path"]: source["sha256"] for source in sources},
+            inputs={source["path"]: _source_digest(source) for source in sources},
         )
     return GenomeStore.open(out)
+
+
+def input_bytes(fastas: Sequence[Path]) -> int:
+    """Bytes of all files on disk.
+
+    Raises:
+        ArtifactError: one does not exist.
+    """
+    for path in fastas:
+        if not path.exists():
+            raise ArtifactError(f"{path} does not exist; check the path")
+    return sum(path.stat().st_size for path in fastas)
 
 
 class _Writer:
@@ -254,26 +266,42 @@ class _Writer:
 
 def _write_contigs(
     fastas: Sequence[Path], writer: _Writer, progress: Progress | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     seen: dict[str, str] = {}
-    sources: list[dict[str, str]] = []
+    sources: list[dict[str, Any]] = []
     done = 0
-    total = sum(path.stat().st_size for path in fastas)
     for path in fastas:
-        digests: list[str] = []
-        report = None if progress is None else _shifted(progress, done, total)
+        digests: list[str | None] = []
+        report = None if progress is None else _shifted(progress, done)
+        first = len(writer.contigs)
         for item in read_fasta(path, progress=report, on_end=digests.append):
             if isinstance(item, Header):
                 _check_new(item, path, seen)
             writer.add(item)
         writer.close_contig()
-        sources.append({"path": str(path), "sha256": digests[0]})
-        done += path.stat().st_size
+        size = path.stat().st_size
+        sources.append(_source(path, size, digests[0], writer.contigs[first:]))
+        done += size
     return sources
 
 
-def _shifted(progress: Progress, done: int, total: int) -> Progress:
-    return lambda position, _size: progress(done + position, total)
+def _source(path: Path, size: int, digest: str | None, contigs: list[Contig]) -> dict[str, Any]:
+    """What an input was: by the bytes of a compressed file, by the contigs of a plain one."""
+    return {
+        "path": str(path),
+        "bytes": size,
+        "sha256": _digest(contigs) if digest is None else digest,
+        "over": "contigs" if digest is None else "file",
+    }
+
+
+def _source_digest(source: Mapping[str, Any]) -> str:
+    digest: str = source["sha256"]
+    return digest if source["over"] == "file" else f"contigs:{digest}"
+
+
+def _shifted(progress: Progress, done: int) -> Progress:
+    return lambda position: progress(done + position)
 
 
 def _check_new(header: Header, path: Path, seen: dict[str, str]) -> None:
@@ -287,7 +315,7 @@ def _check_new(header: Header, path: Path, seen: dict[str, str]) -> None:
 
 
 def _header(
-    contigs: list[Contig], rule: SplitRule, sources: list[dict[str, str]]
+    contigs: list[Contig], rule: SplitRule, sources: list[dict[str, Any]]
 ) -> dict[str, Any]:
     splits = rule.apply({contig.name: contig.length for contig in contigs})
     return {
@@ -337,9 +365,8 @@ def _check_out(out: Path, fastas: Sequence[Path], *, force: bool) -> None:
     """Refuse what --force must not destroy, before any work is done."""
     if not fastas:
         raise ConfigError("expected at least one FASTA file, got none")
+    input_bytes(fastas)
     for path in fastas:
-        if not path.exists():
-            raise ArtifactError(f"{path} does not exist; check the path")
         if out.resolve() in path.resolve().parents:
             raise ArtifactError(f"{out} holds the input {path}; choose another --out")
     if out.is_file():

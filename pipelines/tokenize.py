@@ -1,0 +1,39 @@
+"""FASTA files to a genome store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(short_help="Read FASTA files into a genome store.")
+@click.argument("fasta", nargs=-1, required=True, type=_PATH)
+@click.option("--out", required=True, type=_PATH, help="Folder of the store to write.")
+@click.option("--split", default="none", show_default=True, help="Rule, as below.")
+@click.option("--force", is_flag=True, help="Replace the store that is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(fasta: tuple[Path, ...], out: Path, split: str, *, force: bool, as_json: bool) -> None:
+    r"""Write the contigs of FASTA files (plain, gzip or bgzip) into one genome store.
+
+    \b
+    Rules for --split:
+      none                                       everything trains
+      contig:valid=chr8,test=chr9                whole contigs are held out
+      blocks:size=50000,every=10,gap=1000        of every 10 blocks the last one tests
+      blocks:size=50000,every=10,valid=8,test=9  number 8 validates, number 9 tests
+      halves:gap=1000                            the second half of each contig tests
+    A gap is dropped on each side of a border between parts.
+    """
+    import json
+
+    from dnassm.console import Progress
+    from dnassm.data.store import build_store, input_bytes
+    from dnassm.inspection import describe_store, render
+
+    with Progress(input_bytes(fasta), "B", "tokenize") as progress:
+        store = build_store(fasta, out, split=split, force=force, progress=progress.update)
+    facts = describe_store(store)
+    click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
