@@ -235,12 +235,12 @@ def _columns(
             )
     defaults = {"sequence": _SEQUENCE_NAMES, "label": _LABEL_NAMES, "split": _SPLIT_NAMES}
     found = {}
-    for (kind, usual), name in zip(defaults.items(), wanted, strict=True):
-        accepted = usual if name is None else (name.strip().lower(),)
+    for (kind, usual), asked in zip(defaults.items(), wanted, strict=True):
+        accepted = usual if asked is None else (asked.strip().lower(),)
         indices = [names.index(alias) for alias in accepted if alias in names]
         if indices:
             found[kind] = indices[0]
-        elif kind != "split" or name is not None:
+        elif kind != "split" or asked is not None:
             raise FormatError(
                 f"{path}:1: expected a column {' or '.join(accepted)}, got {', '.join(header)}; "
                 f"name it with {kind}_column.{did_you_mean(accepted[0], names)}"

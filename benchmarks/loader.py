@@ -1,0 +1,121 @@
+"""Measure how many tokens per second the data loader delivers, alone.
+
+Usage: ``python benchmarks/loader.py [--out benchmarks/results/loader.json]``. A random genome of
+16 Mb with runs of N is built in a temporary folder, so that the numbers need no download; half of
+the windows are read on the minus strand. Each number is the best of several rounds in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dnassm.artifact import write_json
+from dnassm.data.sampler import SAMPLERS
+from dnassm.data.store import GenomeStore, build_store
+from dnassm.data.tokenizer import TOKENIZERS
+from dnassm.data.windows import WindowDataset, make_loader
+from dnassm.provenance import versions
+
+GENOME_BASES = 1 << 24
+BATCH_TOKENS = {1024: 1 << 16, 131072: 1 << 19}
+TOKENS_PER_ROUND = 1 << 26
+ROUNDS = 3
+STEP_TOKENS_PER_S = 10_000
+"""What a training step of d_model 128 and 4 layers consumes on two cores; 20 times is asked for."""
+
+
+def random_genome(folder: Path) -> GenomeStore:
+    """Build a store of one random contig with a run of N in every million bases."""
+    rng = np.random.default_rng(0)
+    bases = np.frombuffer(b"ACGT", dtype=np.uint8)[rng.integers(0, 4, GENOME_BASES)]
+    for start in range(0, GENOME_BASES, 1_000_000):
+        bases[start : start + 10_000] = ord("N")
+    fasta = folder / "random.fa"
+    fasta.write_bytes(b">random\n" + bases.tobytes() + b"\n")
+    return build_store([fasta], folder / "store")
+
+
+def measure(store: GenomeStore, length: int, workers: int) -> dict[str, float]:
+    """Tokens per second over `ROUNDS` rounds of `TOKENS_PER_ROUND`; workers are started before."""
+    sampler = SAMPLERS["uniform"](store, split="train", length=length, rc_probability=0.5)
+    dataset = WindowDataset(store, TOKENIZERS["single"](), sampler, seed=0)
+    batch_size = BATCH_TOKENS[length] // length
+    batches = TOKENS_PER_ROUND // BATCH_TOKENS[length]
+    loader = make_loader(dataset, batch_size=batch_size, batches=batches, workers=workers)
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        begin = time.perf_counter()
+        for batch in loader:
+            if batch.shape != (batch_size, length):
+                raise RuntimeError(f"expected {(batch_size, length)}, got {tuple(batch.shape)}")
+        seconds.append(time.perf_counter() - begin)
+    best = TOKENS_PER_ROUND / min(seconds[1:])  # the first round starts workers and warms caches
+    return {
+        "length": length,
+        "batch_size": batch_size,
+        "workers": workers,
+        "tokens_per_s": round(best),
+        "times_the_training_step": round(best / STEP_TOKENS_PER_S),
+    }
+
+
+def machine() -> dict[str, object]:
+    """Describe what the numbers were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average_before": round(os.getloadavg()[0], 1),
+    }
+
+
+def commit() -> str:
+    """Return the commit that was measured."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def main() -> None:
+    """Measure every length and number of workers; write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="JSON file; standard output without it")
+    out = parser.parse_args().out
+    result: dict[str, object] = {
+        "what": "data loader alone: tokens/s, int64 (B, L), uniform sampler, half minus strand",
+        "needed_tokens_per_s": 20 * STEP_TOKENS_PER_S,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        store = random_genome(Path(folder))
+        rows = []
+        for length in BATCH_TOKENS:
+            for workers in (0, 1, 2):
+                rows.append(measure(store, length, workers))
+                sys.stderr.write(f"{rows[-1]}\n")
+    result["results"] = rows
+    if out is None:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    else:
+        write_json(out, result)
+
+
+if __name__ == "__main__":
+    main()
