@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ class PooledHead(nn.Module):
         d_model: D, width of the hidden states.
         classes: name of each class, in the order of the logits.
         pools: poolings to put side by side, out of dnassm.pooling.POOLS.
+        layer: which hidden states it stands on, as in DNAModel.hidden; None is the end.
+        strand: "both" when the logits of both strands are to be averaged; the head only keeps it.
         dropout: share of pooled features set to zero in training.
     """
 
@@ -38,11 +41,15 @@ class PooledHead(nn.Module):
         classes: Sequence[str],
         *,
         pools: Sequence[str] = ("mean",),
+        layer: int | None = None,
+        strand: Literal["plus", "both"] = "plus",
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
         self.pools = check_pools(pools)
+        self.layer = layer
+        self.strand: Literal["plus", "both"] = strand
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(d_model * len(self.pools), len(self.classes))
         nn.init.normal_(self.linear.weight, std=0.02)
@@ -59,10 +66,18 @@ class PooledHead(nn.Module):
 
     @classmethod
     def from_affine(
-        cls, weight: Tensor, bias: Tensor, *, classes: Sequence[str], pools: Sequence[str]
+        cls,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        classes: Sequence[str],
+        pools: Sequence[str],
+        layer: int | None = None,
+        strand: Literal["plus", "both"] = "plus",
     ) -> PooledHead:
         """Head with the given weight (C, F) and bias (C,)."""
-        head = cls(weight.shape[1] // len(pools), classes, pools=pools, dropout=0.0)
+        width = weight.shape[1] // len(pools)
+        head = cls(width, classes, pools=pools, layer=layer, strand=strand, dropout=0.0)
         with torch.no_grad():
             head.linear.weight.copy_(weight)
             head.linear.bias.copy_(bias)
@@ -74,6 +89,8 @@ class PooledHead(nn.Module):
             "format": _FORMAT,
             "classes": json.dumps(self.classes),
             "pools": json.dumps(self.pools),
+            "layer": json.dumps(self.layer),
+            "strand": self.strand,
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.linear.state_dict().items()}
         with staged_file(folder / HEAD_FILE) as staging:
@@ -106,4 +123,6 @@ class PooledHead(nn.Module):
             tensors["bias"],
             classes=json.loads(facts["classes"]),
             pools=json.loads(facts["pools"]),
+            layer=json.loads(facts["layer"]),
+            strand="both" if facts["strand"] == "both" else "plus",
         )

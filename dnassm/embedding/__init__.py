@@ -12,13 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnassm.embedding.embedder import Embedder, EmbedOptions, Report, Strands
+from dnassm.embedding.embedder import (
+    Embedder,
+    EmbedOptions,
+    Report,
+    Strands,
+    batches,
+    default_device,
+    pad_tokens,
+)
 from dnassm.embedding.inputs import (
     Inputs,
     Source,
     from_intervals,
     from_sequences,
     parse_windows,
+    sha256_of,
     tile,
 )
 from dnassm.embedding.table import FORMATS, Embeddings, Row, check_output
@@ -38,9 +47,14 @@ __all__ = [
     "Inputs",
     "Row",
     "Source",
+    "batches",
+    "default_device",
     "embed",
     "embed_file",
+    "from_sequences",
+    "pad_tokens",
     "parse_windows",
+    "sha256_of",
     "tile",
 ]
 
@@ -116,7 +130,7 @@ def embed_inputs(
     run: Run, inputs: Inputs, options: EmbedOptions, *, report: Report | None = None
 ) -> Embeddings:
     """Embed `inputs`; `report` is told the number of bases done so far."""
-    embedder = Embedder(run.model, run.tokenizer, options)
+    embedder = Embedder(run.model.to(default_device()), run.tokenizer, options)
     work = embedder.per_base if options.pool == "none" else embedder.pooled
     values = work(inputs.lengths, inputs.fetch, report=report)
     return Embeddings(values, inputs.rows, _provenance(run, inputs, options))

@@ -207,6 +207,11 @@ class Embedder:
             self.model.train(training)
 
 
+def default_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class _Counter:
     """Adds up the bases done and tells who wants to know."""
 

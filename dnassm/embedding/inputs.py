@@ -122,7 +122,7 @@ def from_fasta(path: Path) -> Inputs:
     """
     names: list[str] = []
     blocks: list[list[Codes]] = []
-    digest: list[str] = []
+    digest: list[str | None] = []
     for part in read_fasta(path, on_end=digest.append):
         if isinstance(part, Header):
             names.append(part.name)
@@ -134,7 +134,7 @@ def from_fasta(path: Path) -> Inputs:
         Row(Interval(name, 0, len(bases)), name=name)
         for name, bases in zip(names, codes, strict=True)
     )
-    return Inputs(rows, codes.__getitem__, files={str(path): digest[0]})
+    return Inputs(rows, codes.__getitem__, files={str(path): digest[0] or sha256_of(path)})
 
 
 def from_bed(store: GenomeStore, path: Path) -> Inputs:
