@@ -123,6 +123,12 @@ def test_the_share_of_windows_on_the_minus_strand_is_the_one_asked_for(name, pro
     assert abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / 4000)
 
 
+def test_the_strand_says_nothing_about_the_place(sampler):
+    windows = sorted(draw(sampler, 4000), key=lambda w: (w.contig, w.start))
+    for half in (windows[:2000], windows[2000:]):
+        assert 0.44 < np.mean([window.strand == "-" for window in half]) < 0.56
+
+
 def test_every_base_that_some_window_can_hold_is_covered_about_evenly(sampler, store):
     depth = {contig: np.zeros(length) for contig, length in store.lengths.items()}
     for window in draw(sampler, 40_000):
@@ -207,7 +213,7 @@ def test_epochs_and_seeds_differ_and_seed_one_is_not_epoch_one(store):
 
 
 @pytest.mark.parametrize(
-    ("step", "keep_partial"), [(64, False), (64, True), (17, True), (90, True)]
+    ("step", "keep_partial"), [(64, False), (64, True), (17, True), (18, True), (90, True)]
 )
 def test_tiles_are_every_window_of_the_split_once_and_in_order(step, keep_partial, store):
     sampler = SAMPLERS["tiled"](
