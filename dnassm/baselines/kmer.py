@@ -25,7 +25,7 @@ sparse: Any = scipy_sparse  # scipy ships no types
 
 _MAX_K = 8
 _BASES_PER_CHUNK = 2_000_000
-_PENALTIES = (0.1, 1.0, 10.0, 100.0)
+_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def kmer_features(

@@ -94,7 +94,7 @@ def test_a_mixture_finds_the_order_that_generated_the_sequence():
     too_high = bits_per_base(fit_markov([train], 8, both_strands=False), [test]).value
     mixture = bits_per_base(fit_mixture([train], 8, both_strands=False, block=1000), [test]).value
     assert too_high > alone + 0.1
-    assert mixture == pytest.approx(alone, abs=0.01)
+    assert mixture == pytest.approx(alone, abs=0.02)
 
 
 def test_what_is_scored_and_what_is_skipped_is_counted():

@@ -1,0 +1,204 @@
+"""Simulate a bacterial genome whose every gene, promoter, repeat and variant effect is known.
+
+Genes on both strands with the codon usage of E. coli, in operons behind a promoter (-35 and -10
+boxes) and ribosome binding sites, ended by terminators; between them background with a composition
+of its own, repeats (soft-masked) and runs of N. The files are ordinary FASTA, GFF3, BED and VCF, so
+that the whole line runs on them as on a real genome, and the truth is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnassm.artifact import staged_folder
+from dnassm.data.alphabet import LETTERS, decode
+from dnassm.data.interval import Interval
+from dnassm.data.simulation.effects import plant_effects
+from dnassm.data.simulation.layout import lay_out
+from dnassm.data.simulation.parts import Part, PartMaker
+from dnassm.data.simulation.windows import Window, cut_windows
+from dnassm.data.variants import Variant, write_vcf
+from dnassm.errors import ConfigError
+from dnassm.provenance import write_run_json
+
+KINDS = ("bacterial",)
+"""What `dnassm simulate --kind` can make."""
+LEAST_CONTIG_BP = 20_000
+_BP_PER_VARIANT = 2_500
+_LEAST_VARIANTS = 10
+_LINE = 60
+_BED_COLUMNS = ("chrom", "start", "end", "name", "score", "strand", "label", "split")
+_INFO = {
+    "EFFECT": "motif_breaking or silent",
+    "SITE": "minus_10, minus_35, rbs, start_codon or nonsense; synonymous or background",
+    "OF": "gene or promoter that the base belongs to",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Feature:
+    """An annotated stretch of the genome; `type` is a Sequence Ontology term as in GFF3."""
+
+    interval: Interval
+    type: str
+    attributes: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SimulatedGenome:
+    """A genome and the truth about it.
+
+    Attributes:
+        contigs: name -> sequence, soft-masked bases in lower case.
+        features: by position; genes, CDS, promoters with their boxes, binding sites, terminators,
+            repeats and gaps.
+        variants: in the second half of every contig, half of them motif-breaking, half silent
+            (INFO keys EFFECT, SITE and OF).
+        windows: labelled coding and intergenic, first half of every contig train, second half test.
+        seed: that it was made from.
+    """
+
+    contigs: Mapping[str, str]
+    features: tuple[Feature, ...]
+    variants: tuple[Variant, ...]
+    windows: tuple[Window, ...]
+    seed: int
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of everything that was planted, as JSON values."""
+        types = Counter(feature.type for feature in self.features)
+        coding = sum(len(f.interval) for f in self.features if f.type == "CDS")
+        bases = sum(map(len, self.contigs.values()))
+        windows = Counter(f"{window.split} {window.label}" for window in self.windows)
+        variants = Counter(f"{v.info['EFFECT']} {v.info['SITE']}" for v in self.variants)
+        return {
+            "bases": bases,
+            "contigs": len(self.contigs),
+            "coding_fraction": round(coding / bases, 4),
+            "features": dict(sorted(types.items())),
+            "windows": dict(sorted(windows.items())),
+            "variants": dict(sorted(variants.items())),
+        }
+
+
+def simulate_genome(*, length: int, seed: int, contigs: int = 1) -> SimulatedGenome:
+    """Simulate a bacterial genome; the same arguments give the same genome.
+
+    Args:
+        length: bases of all contigs together; each contig has its even share.
+        seed: 0 or more.
+        contigs: number of contigs, of at least 20,000 bases each.
+
+    Raises:
+        ConfigError: an argument out of range.
+    """
+    _check(length, seed, contigs)
+    rng = np.random.default_rng(seed)
+    maker = PartMaker(rng)
+    sizes = [length // contigs + (index < length % contigs) for index in range(contigs)]
+    names = [f"sim{index + 1}" for index in range(contigs)]
+    parts = {name: lay_out(maker, size) for name, size in zip(names, sizes, strict=True)}
+    return SimulatedGenome(
+        contigs={name: decode(part.codes) for name, part in parts.items()},
+        features=tuple(f for name, part in parts.items() for f in _features(name, part)),
+        variants=tuple(_variants(parts, rng)),
+        windows=tuple(w for name, part in parts.items() for w in cut_windows(name, part, rng)),
+        seed=seed,
+    )
+
+
+def write_simulation(genome: SimulatedGenome, out: Path, *, force: bool = False) -> None:
+    """Write genome.fa, genes.gff3, labels.bed, variants.vcf and run.json to the folder `out`.
+
+    Raises:
+        ArtifactError: `out` is taken, or cannot be written; nothing half-written is left.
+    """
+    lengths = {name: len(sequence) for name, sequence in genome.contigs.items()}
+    config = {"kind": "bacterial", "length": sum(lengths.values()), "contigs": len(lengths)}
+    with staged_folder(out, force=force) as folder:
+        (folder / "genome.fa").write_text(_fasta(genome), encoding="ascii")
+        (folder / "genes.gff3").write_text(_gff(genome, lengths), encoding="ascii")
+        (folder / "labels.bed").write_text(_bed(genome), encoding="ascii")
+        write_vcf(folder / "variants.vcf", genome.variants, contigs=lengths, info=_INFO)
+        write_run_json(
+            folder,
+            command="simulate",
+            config={**config, "truth": genome.summary()},
+            seed=genome.seed,
+            inputs={},
+        )
+
+
+def _check(length: int, seed: int, contigs: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"simulate: seed must be 0 or more, got {seed}")
+    if contigs < 1:
+        raise ConfigError(f"simulate: expected at least 1 contig, got {contigs}")
+    if length < LEAST_CONTIG_BP * contigs:
+        raise ConfigError(
+            f"simulate: length must be at least {LEAST_CONTIG_BP:,} bases for each contig "
+            f"({LEAST_CONTIG_BP * contigs:,} for {contigs}), got {length:,}"
+        )
+
+
+def _features(contig: str, part: Part) -> list[Feature]:
+    features = [
+        Feature(
+            Interval(contig, mark.start, mark.end, mark.strand), mark.type, dict(mark.attributes)
+        )
+        for mark in part.marks
+        if mark.type != "background"
+    ]
+    # A parent stands before its children: the longer first where two start together.
+    return sorted(features, key=lambda f: (f.interval.start, -f.interval.end))
+
+
+def _variants(parts: Mapping[str, Part], rng: np.random.Generator) -> list[Variant]:
+    variants: list[Variant] = []
+    for contig, part in parts.items():
+        share = max(len(part) // _BP_PER_VARIANT, _LEAST_VARIANTS)
+        half = len(part) // 2
+        for found in plant_effects(part, half, len(part), per_effect=share, rng=rng):
+            info = {"EFFECT": found.effect, "SITE": found.site}
+            if found.of:
+                info["OF"] = found.of
+            name = f"var{len(variants) + 1:05d}"
+            alleles = LETTERS[found.ref], LETTERS[found.alt]
+            variants.append(Variant(contig, found.position, *alleles, name, info))
+    return variants
+
+
+def _fasta(genome: SimulatedGenome) -> str:
+    lines = []
+    for name, sequence in genome.contigs.items():
+        lines.append(f">{name} simulated bacterial genome, seed {genome.seed}")
+        lines += [sequence[at : at + _LINE] for at in range(0, len(sequence), _LINE)]
+    return "\n".join(lines) + "\n"
+
+
+def _gff(genome: SimulatedGenome, lengths: Mapping[str, int]) -> str:
+    lines = ["##gff-version 3"]
+    lines += [f"##sequence-region {name} 1 {size}" for name, size in lengths.items()]
+    for feature in genome.features:
+        where = feature.interval
+        fields = ";".join(f"{key}={value}" for key, value in feature.attributes.items()) or "."
+        phase = "0" if feature.type == "CDS" else "."
+        strand = "." if feature.type == "gap" else where.strand
+        place = (where.contig, "dnassm", feature.type, where.start + 1, where.end)
+        lines.append("\t".join(map(str, (*place, ".", strand, phase, fields))))
+    return "\n".join(lines) + "\n"
+
+
+def _bed(genome: SimulatedGenome) -> str:
+    lines = ["\t".join(_BED_COLUMNS)]
+    for number, window in enumerate(genome.windows, start=1):
+        where = window.interval
+        row = (where.contig, where.start, where.end, f"window{number:05d}", 0, ".")
+        lines.append("\t".join(map(str, (*row, window.label, window.split))))
+    return "\n".join(lines) + "\n"

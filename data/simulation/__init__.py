@@ -1,0 +1,1 @@
+"""The parts that `dnassm.data.simulate` puts a genome together from."""
