@@ -32,12 +32,14 @@ def check_target(target: Path, *, force: bool) -> None:
             break
     taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
     if taken and not force:
-        raise ArtifactError(f"{target} exists already; pass --force to replace it, or another --out")
+        raise ArtifactError(
+            f"{target} exists already; pass --force to replace it, or another --out"
+        )
 
 
 @contextlib.contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write to; it takes the target's place when the block ends well.
+    """Yield a path beside `target` to write to; it takes its place when the block ends well.
 
     Raises:
         ArtifactError: the disk is full or the place is not writable; the old file is untouched.
@@ -47,7 +49,7 @@ def staged_file(target: Path) -> Iterator[Path]:
         with _storage_errors(target):
             yield staging
             _sync(staging)
-            os.replace(staging, target)
+            staging.replace(target)
             _sync(target.parent)
     finally:
         staging.unlink(missing_ok=True)
@@ -71,12 +73,12 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             for path in staging.rglob("*"):
                 _sync(path)
             if target.exists():
-                os.replace(target, retired)
-            os.replace(staging, target)
+                target.replace(retired)
+            staging.replace(target)
             _sync(target.parent)
     except BaseException:
         if retired.exists() and not target.exists():
-            os.replace(retired, target)
+            retired.replace(target)
         raise
     finally:
         for leftover in (staging, retired):
@@ -114,7 +116,7 @@ def _remove_if_dead(stale: Path, target: Path) -> None:
     if not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
         return
     if old and not target.exists():
-        os.replace(stale, target)  # killed between the two renames: the old artifact comes back
+        stale.replace(target)  # killed between the two renames: the old artifact comes back
     elif stale.is_dir():
         shutil.rmtree(stale, ignore_errors=True)
     else:
@@ -152,5 +154,7 @@ def _storage_errors(target: Path) -> Iterator[None]:
                 f"{target}: the disk is full; nothing was changed. Free space, then run it again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ArtifactError(f"{target}: not writable ({error.strerror}); choose another --out") from error
+            raise ArtifactError(
+                f"{target}: not writable ({error.strerror}); choose another --out"
+            ) from error
         raise

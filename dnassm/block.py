@@ -16,8 +16,8 @@ from dnassm.mixer import MIXERS, SequenceMixer
 class Block(nn.Module):
     """Pre-norm residual block around one sequence mixer.
 
-    The residual stream is float32 whatever the mixer computes in: rounding it to bf16 at every block
-    costs accuracy that no later block can restore.
+    The residual stream is float32 whatever the mixer computes in: rounding it to bf16 at every
+    block costs accuracy that no later block can restore.
     """
 
     def __init__(self, d_model: int, mixer: SequenceMixer, dropout: float) -> None:
@@ -55,4 +55,4 @@ def build_mixer(spec: MixerSpec, d_model: int) -> SequenceMixer:
             f"mixer {spec.name}: {where}: {problem['msg']}, got {problem['input']!r}; options are "
             f"{', '.join(options.model_fields)}"
         ) from error
-    return mixer(d_model, config)  # type: ignore[call-arg]
+    return mixer(d_model, config)

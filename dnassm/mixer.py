@@ -1,4 +1,4 @@
-"""The contract of everything that mixes along the sequence: attention, scans, convolutions, RNNs."""
+"""The contract of all that mixes along the sequence: attention, scans, convolutions, RNNs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ Streaming = Literal["exact", "history", "none"]
 class SequenceMixer(nn.Module, abc.ABC):
     """A map from (B, L, D) to (B, L, D) that can be cut anywhere along L.
 
-    The state is a NamedTuple of tensors with the batch first. It is returned, never changed in place,
-    and carries gradients. For a mixer with ``streaming == "exact"`` these hold (tests/contracts):
-    forward over any cut equals forward over the whole, values and gradients; steps equal forward; rows
-    of a batch do not see each other; a causal mixer does not see the future.
+    The state is a NamedTuple of tensors with the batch first. It is returned, never changed in
+    place, and carries gradients. For a mixer with ``streaming == "exact"`` these hold
+    (tests/contracts): forward over any cut equals forward over the whole, values and gradients;
+    steps equal forward; rows of a batch do not see each other; a causal mixer does not see the
+    future.
     """
 
     source: ClassVar[str]
     """Paper with equation or section."""
     causal: ClassVar[bool]
     streaming: ClassVar[Streaming]
-    """"exact": a state of fixed size; "history": a state that grows; "none": sees the whole at once."""
+    """How a sequence may be cut: "exact" carries a state of fixed size, "history" one that grows,
+    "none" has to see the whole at once."""
     Config: ClassVar[type]
     """Pydantic model of the options; ``Mixer(d_model, Config())`` is a valid mixer."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Mix x (B, L, D) after `state` (None: from the start); returns y (B, L, D) and the end state."""
+        """Mix x (B, L, D) after `state` (None: from the start): y (B, L, D) and the end state."""
 
     @abc.abstractmethod
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class DNAModel(nn.Module):
             Block(config.d_model, self._mixer(letter), config.dropout) for letter in config.pattern
         )
         self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
-        self.head = None
+        self.head: nn.Linear | None = None
         if not config.tie_embeddings:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.reset_parameters()
@@ -57,7 +57,7 @@ class DNAModel(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Embedding N(0, 0.02); output projections shrunk by 1/sqrt(blocks); norms and biases unpenalised.
+        """Embedding N(0, 0.02), output projections over sqrt(blocks); mark what is not decayed.
 
         Source: Radford et al. 2019, section 2.3, as in the code of the Mamba paper. The mixers
         initialise themselves.
@@ -66,19 +66,19 @@ class DNAModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("out_proj.weight"):
-                    parameter /= math.sqrt(len(self.blocks))
+                    parameter.div_(math.sqrt(len(self.blocks)))
                 if parameter.dim() < 2 or name == "embedding.weight":
                     parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
     @property
     def causal(self) -> bool:
         """Whether position t depends on positions up to t alone."""
-        return all(block.mixer.causal for block in self.blocks)
+        return all(block.mixer.causal for block in self._blocks())
 
     @property
     def streaming(self) -> bool:
         """Whether a sequence may be cut anywhere and the state carried, with the same result."""
-        return all(block.mixer.streaming == "exact" for block in self.blocks)
+        return all(block.mixer.streaming == "exact" for block in self._blocks())
 
     def hidden(
         self, tokens: Tensor, state: ModelState | None = None, *, layer: int | None = None
@@ -103,7 +103,7 @@ class DNAModel(nn.Module):
             raise ShapeError(f"DNAModel: layer must be 0..{depth} for {depth} blocks, got {layer}")
         x = self.embedding(tokens)
         states = []
-        for index, block in enumerate(self.blocks[: depth if layer is None else layer]):
+        for index, block in enumerate(self._blocks()[: depth if layer is None else layer]):
             x, after = block(x, None if state is None else state[index])
             states.append(after)
         return (self.norm(x) if layer is None else x), tuple(states)
@@ -117,17 +117,22 @@ class DNAModel(nn.Module):
         """Logits (B, V) after one more token (B,), and the next state."""
         x = self.embedding(tokens)
         states = []
-        for block, before in zip(self.blocks, state, strict=True):
+        for block, before in zip(self._blocks(), state, strict=True):
             x, after = block.step(x, before)
             states.append(after)
         return self._logits(self.norm(x)), tuple(states)
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first position."""
-        return tuple(block.mixer.init_state(batch) for block in self.blocks)
+        return tuple(block.mixer.init_state(batch) for block in self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        """`blocks` with the type that nn.ModuleList forgets."""
+        return cast("list[Block]", list(self.blocks))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(x, weight)
 
     def parameter_count(self) -> int:
         """Trained numbers in the model."""
@@ -157,7 +162,7 @@ class DNAModel(nn.Module):
         """Read a model from a run folder; nothing is unpickled.
 
         Raises:
-            ArtifactError: a file is missing, broken, of a newer version, or does not fit the config.
+            ArtifactError: a file is missing, broken or of a newer version, or they do not fit.
         """
         folder = Path(folder)
         model = cls(read_run_config(folder).model)

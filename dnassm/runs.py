@@ -1,4 +1,4 @@
-"""A run folder: what pretraining and fine-tuning leave behind, and every later command starts from."""
+"""A run folder: what pretraining leaves behind and every later command starts from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def load_run(folder: str | Path) -> Run:
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ArtifactError(
-            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model has "
+            f"{model.config.vocab_size}; they are not of one run"
         )
     with (folder / "model.safetensors").open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()

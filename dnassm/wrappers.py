@@ -13,8 +13,8 @@ from dnassm.mixer import SequenceMixer, Streaming
 class Bidirectional(SequenceMixer):
     """y = forward(x) + reverse(backward(reverse(x))), with a mixer of its own for each direction.
 
-    The two do not share weights: a tied pair would give reverse(y) for reverse(x) and could not tell a
-    sequence from the same letters read backwards.
+    The two do not share weights: a tied pair would give reverse(y) for reverse(x) and could not
+    tell a sequence from the same letters read backwards.
     """
 
     source: ClassVar[str] = "Schiff et al. 2024, arXiv:2403.03234, section 3.1 (untied)"
@@ -34,7 +34,9 @@ class Bidirectional(SequenceMixer):
             ShapeError: a state is given: the past alone does not determine the output.
         """
         if state is not None:
-            raise ShapeError("a bidirectional mixer sees the whole sequence at once: state must be None")
+            raise ShapeError(
+                "a bidirectional mixer sees the whole sequence at once: state must be None"
+            )
         return self.onward(x)[0] + self.backward_mixer(x.flip(1))[0].flip(1), None
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:

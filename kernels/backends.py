@@ -1,15 +1,27 @@
-"""Which backend runs an op: asked for by name, or the first that can; a reason is given when one cannot."""
+"""Which backend runs an op: the one asked for, or the first that can; one that cannot says why."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from dnassm.errors import BackendError
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which matmul keeps its dtype: a kernel chooses its own precision.
+
+    Under bf16 autocast the sums over states would be rounded to 8 bits, forward and backward.
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class Backends:

@@ -39,7 +39,7 @@ class MambaState(NamedTuple):
 
 @MIXERS.register("mamba")
 class Mamba(SequenceMixer):
-    """y = W_out [scan(silu(conv(x'))) * silu(z)] with [x', z] = W_in x and input-dependent dt, B, C."""
+    """y = W_out [scan(silu(conv(x'))) silu(z)], [x', z] = W_in x; dt, B, C depend on the input."""
 
     source: ClassVar[str] = "Gu and Dao 2023, arXiv:2312.00752, section 3.4 and figure 3"
     causal: ClassVar[bool] = True
@@ -92,7 +92,7 @@ class Mamba(SequenceMixer):
         y, ssm_state = selective_scan(
             u,
             F.linear(low_rank, self.dt_proj.weight),
-            -torch.exp(self.A_log),
+            -torch.exp(self.A_log.to(_at_least_float32(self.A_log))),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=self.D,
@@ -112,5 +112,14 @@ class Mamba(SequenceMixer):
         weight = self.conv_weight
         return MambaState(
             weight.new_zeros(batch, self.config.d_conv - 1, self.d_inner),
-            weight.new_zeros(batch, self.d_inner, self.config.d_state),
+            torch.zeros(
+                (batch, *self.A_log.shape),
+                dtype=_at_least_float32(self.A_log),
+                device=self.A_log.device,
+            ),
         )
+
+
+def _at_least_float32(parameter: Tensor) -> torch.dtype:
+    """Dtype of A and of the state: they lose long memory when a model is cast to bf16."""
+    return torch.promote_types(parameter.dtype, torch.float32)

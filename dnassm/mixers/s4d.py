@@ -1,4 +1,4 @@
-"""S4D: a diagonal state space model with fixed (input-independent) dynamics, run as a convolution."""
+"""S4D: a diagonal state space model with input-independent dynamics, run as a convolution."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from dnassm.errors import ShapeError
 from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 
 # Longer input is cut into pieces of this length and the state is carried: the Vandermonde matrix
@@ -36,7 +37,7 @@ class S4DState(NamedTuple):
 
 @MIXERS.register("s4d")
 class S4D(SequenceMixer):
-    """h' = A h + x, y = 2 Re(C h) + D x, diagonal complex A, ZOH-discretised; then GELU and a GLU."""
+    """h' = A h + x, y = 2 Re(C h) + D x, complex diagonal A, zero-order hold; then GELU and GLU."""
 
     source: ClassVar[str] = (
         "Gu et al. 2022, arXiv:2206.11893, equations 2-5 and S4D-Lin (section 4)"
@@ -71,11 +72,16 @@ class S4D(SequenceMixer):
 
     def forward(self, x: Tensor, state: S4DState | None = None) -> tuple[Tensor, S4DState]:
         """(B, L, D) -> (B, L, D), and the state after position L-1."""
+        if x.dim() != 3 or x.shape[1] == 0:
+            raise ShapeError(f"S4D: x must be (B, L, D) with L > 0, got {tuple(x.shape)}")
         inner = torch.float64 if x.dtype == torch.float64 else torch.float32
         h = self.init_state(x.shape[0]).ssm if state is None else state.ssm
+        step, C = self._discrete()
+        times = torch.arange(min(x.shape[1], _PIECE), device=x.device)
+        powers = torch.exp(step.unsqueeze(-1) * times)  # (D, N/2, L), shared by all pieces
         outputs = []
         for piece in x.to(inner).split(_PIECE, dim=1):
-            y, h = self._convolve(piece, h)
+            y, h = self._convolve(piece, h, powers[..., : piece.shape[1]], step, C)
             outputs.append(y)
         y = F.gelu(torch.cat(outputs, dim=1)).to(x.dtype)
         return F.glu(self.out_proj(y), dim=-1), S4DState(h)
@@ -90,22 +96,22 @@ class S4D(SequenceMixer):
     def init_state(self, batch: int) -> S4DState:
         """All zeros."""
         shape = (batch, *self.A_imag.shape)
-        return S4DState(torch.zeros(shape, dtype=self._discrete()[1].dtype, device=self.C.device))
+        inner = torch.promote_types(self.C.dtype, torch.float32)
+        return S4DState(torch.zeros(shape, dtype=inner.to_complex(), device=self.C.device))
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """dt A and the discrete C (B folded in, B = 1): each (D, N/2) complex."""
-        A = torch.complex(-torch.exp(self.A_log_real), self.A_imag)
-        step = A * torch.exp(self.log_dt).unsqueeze(-1)
-        C = torch.view_as_complex(self.C) * (torch.exp(step) - 1) / A  # ZOH, equation 3
+        inner = torch.promote_types(self.C.dtype, torch.float32)
+        A = torch.complex(-torch.exp(self.A_log_real.to(inner)), self.A_imag.to(inner))
+        step = A * torch.exp(self.log_dt.to(inner)).unsqueeze(-1)
+        C = torch.view_as_complex(self.C.to(inner)) * torch.expm1(step) / A  # ZOH, equation 3
         return step, C
 
-    def _convolve(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One piece (B, L, D) after the state h (B, D, N/2)."""
+    def _convolve(
+        self, x: Tensor, h: Tensor, powers: Tensor, step: Tensor, C: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One piece (B, L, D) after the state h (B, D, N/2); powers exp(step t) (D, N/2, L)."""
         length = x.shape[1]
-        step, C = self._discrete()
-        powers = torch.exp(
-            step.unsqueeze(-1) * torch.arange(length, device=x.device)
-        )  # (D, N/2, L)
         kernel = 2 * torch.einsum("dn,dnl->dl", C, powers).real
         size = 2 * length  # twice the length: the circular convolution must not wrap
         spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel, n=size).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Causal convolution in plain torch: one fused multiply-add over (B, L, D) per tap, no transposes."""
+"""Causal convolution in plain torch: one multiply-add over (B, L, D) per tap, no transposes."""
 
 from __future__ import annotations
 

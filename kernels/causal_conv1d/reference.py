@@ -30,7 +30,9 @@ def conv(
     inputs = torch.cat([past.double(), x.double()], dim=1)
     outputs = []
     for t in range(length):
-        y = sum(weight[:, k].double() * inputs[:, t + k] for k in range(width))
+        y = x.new_zeros(batch, channels, dtype=torch.float64)
+        for k in range(width):
+            y = y + weight[:, k].double() * inputs[:, t + k]
         outputs.append(y if bias is None else y + bias.double())
     result = torch.stack(outputs, dim=1)
     state = inputs[:, inputs.shape[1] - (width - 1) :]

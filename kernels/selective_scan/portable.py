@@ -1,8 +1,8 @@
 """Selective scan in plain torch, for any device: the default on CPU.
 
-Time is walked in chunks that fit a cache. Only the state at the start of each chunk is kept for the
-backward, which recomputes the chunk; nothing of size B*L*D*N is ever stored. A batch too small to fill
-the machine is widened by cutting L into segments that run side by side (README, section 2).
+Time is walked in chunks that fit a cache. Only the state at the start of each chunk is kept for
+the backward, which recomputes the chunk; nothing of size B*L*D*N is ever stored. A batch too small
+to fill the machine is widened by cutting L into segments that run side by side (README, section 2).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dnassm.kernels.backends import without_autocast
 
 PRIORITY = 10
 
@@ -41,7 +44,7 @@ def scan(
     dt_softplus: bool,  # noqa: FBT001  positional as in every backend
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `selective_scan`; shapes as there. The state is float32, float64 for float64 input."""
+    """Compute `selective_scan`; shapes as there. The state is float32, float64 if x is."""
     inner = torch.float64 if x.dtype == torch.float64 else torch.float32
     batch, _, channels = x.shape
     groups, states = B.shape[2], A.shape[1]
@@ -87,25 +90,26 @@ def _layout(batch: int, length: int, state_size: int, device: str) -> _Layout:
 
 
 def _time_major(tensor: Tensor, layout: _Layout) -> Tensor:
-    """(B, L, ...) -> (steps, B*segments, ...); the end is padded with zeros, which leave h as it is."""
+    """(B, L, ...) -> (steps, B*segments, ...), zeros at the end, which leave the state as it is."""
     batch, length = tensor.shape[:2]
     padding = layout.segments * layout.steps - length
     if padding:
         tensor = torch.cat([tensor, tensor.new_zeros(batch, padding, *tensor.shape[2:])], dim=1)
-    rows = tensor.unflatten(1, (layout.segments, layout.steps)).flatten(0, 1)
-    return rows.transpose(0, 1).contiguous()
+    rows: Tensor = tensor.unflatten(1, (layout.segments, layout.steps))
+    return rows.flatten(0, 1).transpose(0, 1).contiguous()
 
 
 def _batch_major(tensor: Tensor, batch: int, length: int) -> Tensor:
     """The inverse of `_time_major`."""
-    rows = tensor.transpose(0, 1).unflatten(0, (batch, -1))
+    rows: Tensor = tensor.transpose(0, 1).unflatten(0, (batch, -1))
     return rows.flatten(1, 2)[:, :length]
 
 
 class _CoreScan(torch.autograd.Function):
     """y[t] = C[t] h[t] with h[t] = exp(d[t] A) h[t-1] + d[t] B[t] u[t].
 
-    u, d: (B, L, G, P); A: (G, N, P); B, C: (B, L, G, N); h0: (B, G, N, P), P = D/G channels per group.
+    u, d: (B, L, G, P), P = D/G channels per group; A: (G, N, P); B, C: (B, L, G, N);
+    h0: (B, G, N, P).
     Inside, everything is time-major and rows R = B * segments: u, d (T, R, G, P).
     """
 
@@ -125,13 +129,15 @@ class _CoreScan(torch.autograd.Function):
         return _batch_major(y_T, batch, length), final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         dy, dfinal = grads
         (batch, length), layout = ctx.shape, ctx.layout
         u_T, d_T, A, B_T, C_T, marks = ctx.saved_tensors
         dy_T = _time_major(dy, layout)
-        carry = _segment_adjoints(dy_T, d_T, A, C_T, dfinal, layout)
-        du, dd, dA, dB, dC, carry = _backward(u_T, d_T, A, B_T, C_T, marks, dy_T, carry, layout)
+        with without_autocast(dy.device):
+            carry = _segment_adjoints(dy_T, d_T, A, C_T, dfinal, layout)
+            du, dd, dA, dB, dC, carry = _backward(u_T, d_T, A, B_T, C_T, marks, dy_T, carry, layout)
         dh0 = carry.unflatten(0, (batch, -1))[:, 0]
         du, dd, dB, dC = (_batch_major(tensor, batch, length) for tensor in (du, dd, dB, dC))
         return du, dd, dA, dB, dC, dh0
@@ -149,7 +155,7 @@ def _outer(per_channel: Tensor, per_state: Tensor, out: Tensor) -> Tensor:
 
 
 def _buffers(d: Tensor, A: Tensor, chunk: int, count: int) -> list[Tensor]:
-    """Chunk buffers (T, R, G, N, P). They are used again for every chunk, and so are their slices."""
+    """Chunk buffers (T, R, G, N, P), used again for every chunk, as are their slices."""
     shape = (chunk, d.shape[1], *A.shape)
     return [torch.empty(shape, dtype=d.dtype, device=d.device) for _ in range(count)]
 
@@ -157,7 +163,7 @@ def _buffers(d: Tensor, A: Tensor, chunk: int, count: int) -> list[Tensor]:
 def _segment_starts(
     u: Tensor, d: Tensor, A: Tensor, B: Tensor, h0: Tensor, layout: _Layout
 ) -> Tensor:
-    """State before each segment, (R, G, N, P): scan every segment from zero, then fold them in order."""
+    """State before each segment, (R, G, N, P): scan each from zero, then fold them in order."""
     if layout.segments == 1:
         return h0.contiguous()
     ends = torch.zeros(d.shape[1], *A.shape, dtype=d.dtype, device=d.device)

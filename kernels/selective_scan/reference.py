@@ -1,4 +1,4 @@
-"""The definition of the selective scan: a float64 loop over time. Every other backend is held to it."""
+"""The definition of the selective scan: a float64 loop over time, to which backends are held."""
 
 from __future__ import annotations
 
