@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 #: How a cell is written: see `dnassm.report.formats.cell_text`.
 Form = Literal[
-    "text", "code", "count", "bases", "percent", "bits", "metric", "float", "duration", "share"
+    "text",
+    "code",
+    "count",
+    "bases",
+    "percent",
+    "bits",
+    "difference",
+    "metric",
+    "float",
+    "duration",
+    "share",
 ]
 #: Part of the page's width that a block takes.
 Span = Literal["third", "half", "two-thirds", "full"]

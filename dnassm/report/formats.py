@@ -106,6 +106,7 @@ def cell_text(form: Form, value: Any) -> str:
         "percent": percent,
         "share": percent,
         "bits": lambda number: decimals(number, 4),
+        "difference": lambda number: ("+" if number > 0 else "") + decimals(number, 4),
         "metric": lambda number: decimals(number, 3),
         "float": significant,
         "duration": duration,

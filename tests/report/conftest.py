@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ def write_pretraining(
     write_json(folder / "config.json", {"model": config})
     with (folder / "metrics.csv").open("w", newline="") as file:
         log = csv.writer(file)
-        log.writerow(["step", "tokens", "seconds", "train_bits", "valid_bits", "lr", "tokens_per_s"])
+        log.writerow(
+            ["step", "tokens", "seconds", "train_bits", "valid_bits", "lr", "tokens_per_s"]
+        )
         for step in range(10, steps + 1, 10):
             done = step / steps
             level = 1.93 + 0.9 * np.exp(-step / 40) + 0.06 * np.exp(-4 * done)
@@ -74,7 +77,15 @@ def write_pretraining(
             valid = f"{level + 0.004 + overfit * done**3:.5f}" if step % 100 == 0 else ""
             train = level + rng.normal(0, 0.006) - 0.3 * overfit * done**2
             speed = "" if step == 10 else f"{41_000 + rng.normal(0, 600):.0f}"
-            row = [step, step * 8192, f"{step * 0.2:.1f}", f"{train:.5f}", valid, f"{lr:.3e}", speed]
+            row = [
+                step,
+                step * 8192,
+                f"{step * 0.2:.1f}",
+                f"{train:.5f}",
+                valid,
+                f"{lr:.3e}",
+                speed,
+            ]
             log.writerow(row)
     if bits is not None:
         write_json(folder / "evaluation.json", evaluation(bits))
@@ -89,10 +100,11 @@ def write_pretraining(
 def evaluation(bits: float) -> dict:
     curve = [1.9987, 1.9866, 1.9794, 1.9731, 1.9643, 1.9527, 1.9422, 1.9351, 1.9433, 1.9751, 2.041]
     baselines: list[dict] = [
-        {"name": f"order-{order} Markov", "order": order, "bits_per_base": value}
+        {"name": f"Markov order {order}", "order": order, "bits_per_base": value}
         for order, value in enumerate(curve, 1)
     ]
-    baselines.append({"name": "interpolated 0..11", "order": None, "bits_per_base": 1.9342})
+    mixture = "Markov orders 0-11 interpolated"
+    baselines.append({"name": mixture, "order": 11, "bits_per_base": 1.9342})
     return {"bits_per_base": bits, "split": "test", "bases": 450_000, "baselines": baselines}
 
 
@@ -114,7 +126,7 @@ def write_embeddings(path: Path, *, windows: int = 1200, labels: tuple[str, ...]
 
 
 def write_classification(
-    folder: Path, *, ours: float = 1.9, theirs: float = 1.75, tests: int = 800
+    folder: Path, *, ours: float = 1.9, theirs: float = 1.75, tests: int = 800, leaks: int = 0
 ) -> Path:
     models = [
         model("probe", ours, tests, 12.3),
@@ -129,8 +141,10 @@ def write_classification(
             "classes": ["intergenic", "coding"],
             "n_train": 2400,
             "n_test": tests,
-            "duplicates": {"exact": 3, "reverse_complement": 1},
-            "folds": 1,
+            "n_dev": 0,
+            "duplicates": {"exact": 5, "reverse_complement": 1},
+            "leaks": {"exact": leaks, "reverse_complement": 0},
+            "folds": None,
             "models": models,
         },
     )
@@ -187,7 +201,9 @@ def majority(tests: int) -> dict:
     }
 
 
-def write_variants(folder: Path, *, effects: tuple[str, ...] = ("silent", "motif-breaking")) -> Path:
+def write_variants(
+    folder: Path, *, effects: tuple[str, ...] = ("silent", "motif-breaking")
+) -> Path:
     rng = np.random.default_rng(4)
     variants = []
     for index in range(240):
@@ -213,6 +229,20 @@ def write_variants(folder: Path, *, effects: tuple[str, ...] = ("silent", "motif
     write_json(folder / "variants.json", record)
     write_run(folder, "variants", "run", "--vcf", "variants.vcf")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write() -> SimpleNamespace:
+    """The writers above: test modules cannot import a conftest."""
+    return SimpleNamespace(
+        json=write_json,
+        store=write_store,
+        pretraining=write_pretraining,
+        evaluation=evaluation,
+        embeddings=write_embeddings,
+        classification=write_classification,
+        variants=write_variants,
+    )
 
 
 @pytest.fixture(scope="session")

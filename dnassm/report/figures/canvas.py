@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: told apart with every common colour blindness; yellow is darkened to be seen on paper.
 #: page.css.j2 holds the dark twin of each name. No two may be equal: they are replaced by name.
 COLOURS = {
+    "paper": "#fbfaf7",
     "ink": "#1d2024",
     "muted": "#65696f",
     "line": "#dedad2",

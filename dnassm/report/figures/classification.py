@@ -60,7 +60,7 @@ def intervals_figure(
     key: str, models: Sequence[Mapping[str, Any]], metrics: Sequence[tuple[str, str]]
 ) -> tuple[Figure, ...]:
     """Draw each score with its interval, one small panel per metric; nothing for a single model."""
-    shown = models[:_MOST_MODELS]
+    shown = [model for model in models if "majority" not in model["name"]][:_MOST_MODELS]
     measured = [
         (name, title)
         for name, title in metrics
@@ -78,8 +78,8 @@ def intervals_figure(
             title="Scores with their 95\u00a0% intervals",
             alt=alt,
             caption=(
-                "Filled: dnassm models. Hollow: baselines. Each panel has its own scale."
-                + (f" The first {_MOST_MODELS} models." if len(models) > _MOST_MODELS else "")
+                "Filled: pretrained models. Hollow: what they have to beat; the majority class, "
+                "far to the left, is in the table. Each panel has its own scale."
             ),
             span="full",
             svg=render(
@@ -161,7 +161,7 @@ def _paint_intervals(
             value, low, high = bounds
             colour = COLOURS[model["colour"]]
             axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
-            face = "none" if model["baseline"] else colour
+            face = COLOURS["paper"] if model["baseline"] else colour
             axes.plot([value], [row], "o", markersize=5, color=colour, markerfacecolor=face)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_ylim(len(models) - 0.5, -0.5)
@@ -169,7 +169,7 @@ def _paint_intervals(
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
-    panels[0].set_yticks(range(len(models)), [clean(model["name"], 24) for model in models])
+    panels[0].set_yticks(range(len(models)), [clean(model["name"], 30) for model in models])
 
 
 def _bounds(model: Mapping[str, Any], metric: str) -> tuple[float, float, float] | None:

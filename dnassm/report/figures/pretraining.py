@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dnassm.report import formats
 from dnassm.report.content import Figure
-from dnassm.report.figures.canvas import COLOURS, clean, quantity_axis, render, spread
+from dnassm.report.figures.canvas import COLOURS, quantity_axis, render, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def orders_figure(
     orders = sorted(
         (int(each["order"]), float(each["bits_per_base"]))
         for each in baselines
-        if isinstance(each["order"], int) and each["bits_per_base"] is not None
+        if each["order"] is not None and each["bits_per_base"] is not None
     )
     if len(orders) < 2:
         return ()
@@ -78,7 +78,7 @@ def orders_figure(
                 key=f"{key}-orders",
                 label=alt,
                 span="half",
-                height=2.6,
+                height=3.6,
             ),
         ),
     )
@@ -123,7 +123,7 @@ def _paint_loss(axes: Axes, train: Series, valid: Series, best: Mapping[str, Any
         labels.append((float(valid[1][-1]), "held out", "blue"))
     landmarks = [(_CHANCE, "four-sided coin", "muted")]
     if best:
-        landmarks.append((float(best["bits_per_base"]), clean(best["name"], 22), "vermilion"))
+        landmarks.append((float(best["bits_per_base"]), "best Markov", "vermilion"))
     for level, _, colour in landmarks:
         axes.axhline(level, color=COLOURS[colour], linewidth=0.9, dashes=(4, 3))
     last = max(float(series[0][-1]) for series in (train, valid) if len(series[0]))
@@ -169,6 +169,7 @@ def _paint_rate(axes: Axes, rate: Series) -> None:
     axes.fill_between(*rate, color=COLOURS["blue"], alpha=0.08)
     axes.set_xlim(0, float(rate[0][-1]) or 1)
     axes.set_ylim(0, float(rate[1].max()) * 1.08 or 1)
+    axes.locator_params(axis="y", nbins=4)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)

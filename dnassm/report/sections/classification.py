@@ -14,9 +14,10 @@ from dnassm.report.figures.canvas import SERIES
 from dnassm.report.figures.classification import curve_figures, intervals_figure
 from dnassm.report.loading import need, number, read_provenance, read_record, winners
 from dnassm.report.section import SECTIONS, SectionReader
+from dnassm.report.verdict import verdict
 
-#: Names under which the fine-tuning step files models that know no state space model.
-_BASELINE = re.compile(r"k-?mer|majority|baseline|random|prior", re.IGNORECASE)
+#: Names of what a pretrained model has to beat; "random" is the same model without pretraining.
+_BASELINE = re.compile(r"k-?mer|majority|random", re.IGNORECASE)
 _TITLES = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "f1": "F1"}
 #: The metric that decides who wins: the first of these that is measured.
 _DECIDING = ("auroc", "mcc", "macro_f1", "f1", "accuracy")
@@ -66,14 +67,14 @@ def title(metric: str) -> str:
 
 
 def _model(record: Any, path: Path) -> dict[str, Any]:
-    name = str(need(record, "name", path, str))
+    name = str(need(record, "name", path, str)).replace("full", "full fine-tuning", 1)
     metrics = {}
     for metric in need(record, "metrics", path, list):
         bounds = {bound: number(metric.get(bound)) for bound in ("value", "low", "high")}
         metrics[str(need(metric, "name", path, str))] = bounds
     return {
         "name": name,
-        "baseline": bool(record.get("baseline", _BASELINE.search(name))),
+        "baseline": bool(_BASELINE.search(name)),
         "metrics": metrics,
         "roc": _curve(record.get("roc"), "fpr", "tpr", path),
         "pr": _curve(record.get("pr"), "recall", "precision", path),
@@ -132,24 +133,14 @@ def _says(models: Sequence[Mapping[str, Any]], metric: str, classes: int) -> tup
         return (f"{_reaches(lone, metric)}.{missing}",)
     chance = " (0.5 is chance)" if metric.lower() == "auroc" and classes == 2 else ""
     beside = f"{_the(other['name'], capital=False)} {_score(other, metric)}{chance}"
-    return (f"{_reaches(own, metric)}; {beside}. {_verdict(own, other, metric)}",)
+    judged = verdict(
+        (_the(own["name"]), own["metrics"][metric]), (_the(other["name"]), other["metrics"][metric])
+    )
+    return (f"{_reaches(own, metric)}; {beside}. {judged}",)
 
 
 def _reaches(model: Any, metric: str) -> str:
     return f"{_the(model['name'])} reaches {title(metric)} {_score(model, metric)}"
-
-
-def _verdict(own: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> str:
-    ours, theirs = own["metrics"][metric], other["metrics"][metric]
-    if round(ours["value"], 3) == round(theirs["value"], 3):
-        return "It is a tie."
-    winner, loser = (ours, theirs) if ours["value"] > theirs["value"] else (theirs, ours)
-    name = _the((own if winner is ours else other)["name"])
-    if winner["low"] is None or loser["high"] is None:
-        return f"{name} wins; without intervals one cannot say by how sure a margin."
-    if winner["low"] > loser["high"]:
-        return f"{name} wins, and the 95\u00a0% intervals do not overlap."
-    return f"{name} is ahead, but the 95\u00a0% intervals overlap: the lead may be chance."
 
 
 def _score(model: Mapping[str, Any], metric: str) -> str:
@@ -163,11 +154,11 @@ def _the(name: str, *, capital: bool = True) -> str:
 
 
 def _leakage(result: Mapping[str, Any]) -> tuple[str, ...]:
-    duplicates = result.get("duplicates")
-    if not isinstance(duplicates, Mapping):
-        return ()
-    exact = int(number(duplicates.get("exact")) or 0)
-    reverse = int(number(duplicates.get("reverse_complement")) or 0)
+    leaks = result.get("leaks")
+    if not isinstance(leaks, Mapping) or (number(result.get("folds")) or 1) > 1:
+        return ()  # with cross-validation copies stay in one fold
+    exact = int(number(leaks.get("exact")) or 0)
+    reverse = int(number(leaks.get("reverse_complement")) or 0)
     if not exact + reverse:
         return ("No test sequence occurs in the training set, on neither strand.",)
     verb = "occurs" if exact + reverse == 1 else "occur"
@@ -185,7 +176,10 @@ def _notes(result: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]
         text = f"{formats.count(train)} training and {formats.count(test)} test sequences"
         folds = number(result.get("folds")) or 1
         if folds > 1:
-            text += f", {folds:.0f}-fold cross-validation"
+            text = (
+                f"{formats.count(test)} sequences in {folds:.0f}-fold cross-validation, "
+                "copies of a sequence in one fold"
+            )
         notes.append(f"{text}; classes {', '.join(classes)}.")
     if result.get("task"):
         notes.insert(0, f"Task: {result['task']}.")

@@ -63,7 +63,7 @@ class EmbeddingsReader(SectionReader):
         return Section(
             title="Embeddings",
             source=str(path),
-            says=_says(windows, explained, rows),
+            says=_says(windows, rows),
             notes=_notes(windows, explained),
             blocks=(
                 *map_figures(key, points, explained, windows.labels, _places(windows)),
@@ -89,26 +89,25 @@ def _read_npy(path: Path) -> Windows:
     return _windows(np.asarray(values[kept]), [rows[index] for index in kept], facts, len(values))
 
 
-def _read_twin(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Read a BED file whose comments may hold provenance as JSON and names of columns."""
-    names = ["chrom", "start", "end", "name", "score", "strand", "label", "split"]
-    facts: dict[str, str] = {}
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("#"):
-            comment = line.lstrip("# ")
-            if comment.startswith("{"):
-                facts = _facts(comment, path)
-            elif comment.startswith("chrom"):
-                names = comment.split("\t")
-        elif line.strip():
-            rows.append(dict(zip(names, line.split("\t"), strict=False)))
-    return rows, facts
+def _read_twin(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Read the coordinates, and the provenance that `dnassm embed` writes as the first comment."""
+    from dnassm.data.annotation import read_bed
 
-
-def _facts(comment: str, path: Path) -> dict[str, str]:
+    rows = [
+        {
+            "chrom": record.interval.contig,
+            "start": record.interval.start,
+            "end": record.interval.end,
+            "label": record.label,
+        }
+        for record in read_bed(path)
+    ]
+    with path.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    if not first.startswith("# {"):
+        return rows, {}
     try:
-        return {str(name): str(value) for name, value in json.loads(comment).items()}
+        return rows, {str(k): str(v) for k, v in json.loads(first[2:]).items()}
     except json.JSONDecodeError as error:
         raise FormatError(f"{path}:1: expected provenance as JSON: {error}") from error
 
@@ -130,7 +129,7 @@ def _read_parquet(path: Path) -> Windows:
     flat = np.asarray(lists.flatten())
     _check_shape((table.num_rows, width), flat.dtype.kind, path)
     names = [name for name in table.column_names if name != "embedding"]
-    rows = [{k: str(v) for k, v in row.items()} for row in table.select(names).to_pylist()]
+    rows = table.select(names).to_pylist()
     metadata = (table.schema.metadata or {}).items()
     facts = {k.decode(): v.decode() for k, v in metadata if k not in (b"ARROW:schema", b"pandas")}
     return _windows(flat.reshape(-1, width), rows, facts, total)
@@ -144,21 +143,17 @@ def _check_shape(shape: tuple[int, ...], kind: str, path: Path) -> None:
         )
 
 
-def _windows(values: Any, rows: Sequence[dict[str, str]], facts: dict[str, str], n: int) -> Windows:
-    labels = [row.get("label", ".").strip() for row in rows]
+def _windows(values: Any, rows: Sequence[dict[str, Any]], facts: dict[str, str], n: int) -> Windows:
+    labels = [str(row.get("label") or ".").strip() for row in rows]
     return Windows(
         values=np.asarray(values, dtype=np.float32),
-        contigs=[row.get("chrom", "?") for row in rows],
-        starts=[_whole(row.get("start")) for row in rows],
-        ends=[_whole(row.get("end")) for row in rows],
-        labels=[None if label in ("", ".", "None") else label for label in labels],
+        contigs=[str(row.get("chrom", "?")) for row in rows],
+        starts=[int(row.get("start") or 0) for row in rows],
+        ends=[int(row.get("end") or 0) for row in rows],
+        labels=[None if label in ("", ".") else label for label in labels],
         facts=facts,
         total=n,
     )
-
-
-def _whole(text: str | None) -> int:
-    return int(text) if text is not None and text.strip().isdigit() else 0
 
 
 def _evenly(total: int) -> NDArray[np.int64]:
@@ -222,31 +217,26 @@ def _labels(windows: Windows) -> list[dict[str, Any]]:
     return rows
 
 
-def _says(
-    windows: Windows, explained: Sequence[float], rows: Sequence[dict[str, Any]]
-) -> tuple[str, ...]:
-    text = (
-        f"{formats.plural(windows.total, 'window')} became vectors of "
-        f"{formats.count(windows.values.shape[1])} numbers"
+def _says(windows: Windows, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    width = formats.count(windows.values.shape[1])
+    text = f"{formats.plural(windows.total, 'window')} became vectors of {width} numbers"
+    if len(rows) < 2 or rows[0]["together"] is None:
+        return (f"{text}.",)
+    total = sum(row["windows"] for row in rows)
+    agree = sum(row["windows"] * row["together"] for row in rows) / total
+    chance = sum(row["share"] ** 2 for row in rows)
+    return (
+        f"{text}; for {formats.percent(agree)} of them the nearest other window has the same "
+        f"label, by chance it would for {formats.percent(chance)}.",
     )
-    if explained:
-        spread = formats.percent(sum(explained[:2]))
-        text += f"; the two axes of the map hold {spread} of their spread"
-    says = [f"{text}."]
-    if len(rows) > 1 and rows[0]["together"] is not None:
-        total = sum(row["windows"] for row in rows)
-        agree = sum(row["windows"] * row["together"] for row in rows) / total
-        chance = sum(row["share"] ** 2 for row in rows)
-        says.append(
-            f"For {formats.percent(agree)} of the windows the nearest other window has the same "
-            f"label; by chance it would for {formats.percent(chance)}."
-        )
-    return tuple(says)
 
 
 def _notes(windows: Windows, explained: Sequence[float]) -> tuple[str, ...]:
     notes = []
-    if not explained:
+    if explained:
+        spread = formats.percent(sum(explained[:2]))
+        notes.append(f"The two axes of the map hold {spread} of the variance.")
+    else:
         notes.append("Nothing to map: it needs three windows that differ.")
     examined = min(windows.total, _MOST)
     if windows.total > examined:
@@ -281,5 +271,9 @@ def _provenance(facts: dict[str, str]) -> Provenance | None:
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(
-        name="labels", caption="Labels of the windows on the map", columns=_COLUMNS, rows=rows
+        name="labels",
+        caption="Labels of the windows on the map",
+        columns=_COLUMNS,
+        rows=rows,
+        span="half",
     )

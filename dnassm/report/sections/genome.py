@@ -58,12 +58,9 @@ class GenomeReader(SectionReader):
         return Section(
             title="Genome",
             source=str(path),
-            says=(_sentence(contigs, whole), *_split_sentence(parts)),
+            says=(f"{_sentence(contigs, whole)} {_split_sentence(parts)}",),
             notes=_notes(header, whole),
-            facts=(
-                Fact(value=formats.bases(whole["length"]), label="of genome"),
-                Fact(value=formats.percent(whole["gc"] or 0), label="G+C"),
-            ),
+            facts=(Fact(value=formats.bases(whole["length"]), label="of genome"),),
             blocks=(
                 composition_figure(key, whole, longest, len(contigs)),
                 *splits_figure(key, longest, parts, len(contigs)),
@@ -131,17 +128,17 @@ def _sentence(contigs: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) ->
     return text + "."
 
 
-def _split_sentence(parts: Mapping[str, Sequence[tuple[str, int, int]]]) -> tuple[str, ...]:
+def _split_sentence(parts: Mapping[str, Sequence[tuple[str, int, int]]]) -> str:
     sizes = {part: sum(end - start for _, start, end in each) for part, each in parts.items()}
     held_out = [
-        f"{formats.bases(sizes[part])} are held out for {purpose}"
-        for part, purpose in (("valid", "validation"), ("test", "the test"))
+        f"{formats.bases(sizes[part])} for {purpose}"
+        for part, purpose in (("valid", "validation"), ("test", "testing"))
         if part in sizes
     ]
     if not held_out:
-        return ("Nothing is held out: every base may be trained on, so no number here is a test.",)
+        return "Nothing is held out: every base may be trained on."
     trained = f"{formats.bases(sizes.get('train', 0))} are for training"
-    return (f"{trained}; {' and '.join(held_out)}.",)
+    return f"{trained}; held out are {' and '.join(held_out)}."
 
 
 def _notes(header: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ...]:
@@ -156,8 +153,6 @@ def _notes(header: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[str, ..
             f"{formats.count(whole['iupac'])} bases are other IUPAC codes, "
             "which the model reads as N."
         )
-    if header.get("digest"):
-        notes.append(f"Digest of the store: {header['digest']}")
     return tuple(notes)
 
 

@@ -23,11 +23,17 @@ _METRICS = ("step", "tokens", "train_bits")
 _OVERFITTED = 0.003
 _COLUMNS = (
     Column(key="name", title="Model"),
-    Column(key="bits_per_base", title="Held-out bits per base", form="bits"),
-    Column(key="difference", title="Against the model", form="bits"),
+    Column(key="bits_per_base", title="Bits per base", form="bits"),
+    Column(key="difference", title="Against the model", form="difference"),
+)
+_RUN_COLUMNS = (
+    Column(key="name", title="Model"),
     Column(key="parameters", title="Parameters", form="count"),
     Column(key="tokens", title="Tokens seen", form="count"),
     Column(key="seconds", title="Time", form="duration"),
+    Column(key="tokens_per_s", title="Tokens per second", form="count"),
+    Column(key="train_bits", title="Training bits per base", form="bits"),
+    Column(key="bits_per_base", title="Held-out bits per base", form="bits"),
 )
 
 
@@ -63,7 +69,8 @@ class PretrainingReader(SectionReader):
             blocks=(
                 *curve_figures(key, curve, _best(baselines)),
                 *orders_figure(key, bits, baselines),
-                *([_table(rows)] if rows else []),
+                *([_comparison(rows)] if baselines else []),
+                _run_table(rows[0]),
             ),
             provenance=read_provenance(path / "run.json"),
         )
@@ -137,7 +144,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     baselines = [
         {
             "name": str(need(each, "name", path, str)),
-            "order": each.get("order"),
+            "order": _order(each),
             "bits_per_base": number(each.get("bits_per_base")),
         }
         for each in record.get("baselines") or []
@@ -151,6 +158,13 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     }
 
 
+def _order(baseline: Mapping[str, Any]) -> int | None:
+    """Order of a plain Markov model; a mixture of orders has none."""
+    order = baseline.get("order")
+    mixture = "interpolated" in str(baseline["name"])
+    return order if isinstance(order, int) and not mixture else None
+
+
 def _model_row(
     path: Path, curve: Mapping[str, Sequence[float | None]], bits: float | None
 ) -> dict[str, Any]:
@@ -161,6 +175,8 @@ def _model_row(
         "parameters": parameter_count(path / "model.safetensors"),
         "tokens": _last(curve, "tokens"),
         "seconds": _last(curve, "seconds"),
+        "tokens_per_s": _last(curve, "tokens_per_s"),
+        "train_bits": _last(curve, "train_bits"),
     }
 
 
@@ -187,9 +203,10 @@ def _says(
         beside = "" if evaluation else " No Markov model was measured beside it."
         return (f"{head}; {coin}.{beside}",)
     other = float(best["bits_per_base"])
+    name = str(best["name"]).removeprefix("Markov ")
     digits = 3 if round(bits, 3) != round(other, 3) else 4
     head = f"The model needs {formats.decimals(bits, digits)} bits per base on held-out sequence"
-    text = f"{head}; the best Markov model ({best['name']}) needs {formats.decimals(other, digits)}"
+    text = f"{head}; the best Markov model ({name}) needs {formats.decimals(other, digits)}"
     gap = formats.decimals(abs(other - bits), digits)
     if round(bits, 4) == round(other, 4):
         winner = "It is a tie"
@@ -243,13 +260,22 @@ def _facts(model: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> 
     return tuple(facts)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    used = [c for c in _COLUMNS if any(row.get(c.key) is not None for row in rows)]
+def _comparison(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         name="bits",
         caption="Bits per base on held-out sequence; lower is better",
-        columns=used,
-        rows=rows,
+        columns=_COLUMNS,
+        rows=[{column.key: row[column.key] for column in _COLUMNS} for row in rows],
         best=winners(rows, ["bits_per_base"], lowest=True),
         own=frozenset({0}),
+        span="half",
+    )
+
+
+def _run_table(row: Mapping[str, Any]) -> Table:
+    return Table(
+        name="run",
+        caption="The run",
+        columns=[column for column in _RUN_COLUMNS if row[column.key] is not None],
+        rows=[{column.key: row[column.key] for column in _RUN_COLUMNS}],
     )

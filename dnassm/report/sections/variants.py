@@ -11,6 +11,7 @@ from dnassm.report.content import Column, Fact, Section, Table
 from dnassm.report.figures.variants import auroc_figure, scores_figure
 from dnassm.report.loading import need, number, read_provenance, read_record
 from dnassm.report.section import SECTIONS, SectionReader
+from dnassm.report.verdict import verdict
 
 _STRONGEST = 10
 _COLUMNS = (
@@ -111,10 +112,9 @@ def _says(
     text += f"; the score tells {sides} with AUROC {_interval(areas[0])} (0.5 is chance)"
     if len(areas) == 1:
         return (f"{text}.",)
-    winner = max(areas, key=lambda area: area["value"])["name"]
-    tie = round(areas[0]["value"], 3) == round(areas[1]["value"], 3)
-    verdict = "It is a tie" if tie else f"{winner[:1].upper()}{winner[1:]} wins"
-    return (f"{text}; {areas[1]['name']} {_interval(areas[1])}. {verdict}.",)
+    ours, theirs = areas
+    judged = verdict(("The model", ours), (theirs["name"], theirs))
+    return (f"{text}; {theirs['name']} {_interval(theirs)}. {judged}",)
 
 
 def _interval(area: Mapping[str, Any]) -> str:
