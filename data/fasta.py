@@ -95,6 +95,12 @@ def _check_head(path: Path, head: bytes) -> None:
             f"{path} is empty, expected FASTA; was the download or the disk complete?"
         )
     text = head.lstrip(_WHITE)
+    blank = head[: len(head) - len(text)]
+    if text and text[0] == _GREATER and blank and blank[-1] != _NEWLINE:
+        raise FormatError(
+            f"{path}, line {1 + _leading_lines(head)}: expected '>' at the beginning of a line, "
+            "got white space before it; remove it"
+        )
     if text and text[0] != _GREATER:
         line = 1 + _leading_lines(head)
         raise FormatError(
@@ -231,7 +237,7 @@ class _Parser:
         if text.strip(_WHITE):
             raise FormatError(
                 f"{self.path}, line {self.line + _leading_lines(text)}: expected a FASTA header "
-                f"'>NAME', got {_shown(text.lstrip(_WHITE))}"
+                f"'>NAME', got {_shown(text.lstrip(_WHITE)[:1])}"
             )
         self.line += text.count(b"\n")
 

@@ -6,9 +6,11 @@ process that is killed leaves the old store or none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +23,7 @@ from dnassm.data.encoder import BaseCounts
 from dnassm.data.fasta import Bases, Header, read_fasta
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, SplitRule, parse_split
-from dnassm.errors import ArtifactError, ConfigError, FormatError, GenomeError
+from dnassm.errors import ArtifactError, ConfigError, DnassmError, FormatError, GenomeError
 from dnassm.provenance import write_run_json
 from dnassm.registry import did_you_mean
 
@@ -189,7 +191,7 @@ def build_store(
     """
     rule = parse_split(split)
     _check_out(out, fastas, force=force)
-    with staged_folder(out, force=force) as folder:
+    with staged_folder(out, force=force) as folder, _write_errors(out):
         with (folder / _CODES).open("wb") as codes_file:
             writer = _Writer(codes_file.write)
             sources = _write_contigs(fastas, writer, progress)
@@ -214,6 +216,19 @@ def input_bytes(fastas: Sequence[Path]) -> int:
         if not path.exists():
             raise ArtifactError(f"{path} does not exist; check the path")
     return sum(path.stat().st_size for path in fastas)
+
+
+@contextlib.contextmanager
+def _write_errors(out: Path) -> Iterator[None]:
+    """Name the store in what staged_folder does not know: quotas, file size limits, broken disks."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DnassmError) or error.errno == errno.ENOSPC:
+            raise
+        raise ArtifactError(
+            f"{out}: cannot be written ({error.strerror}); nothing was changed, choose another --out"
+        ) from error
 
 
 class _Writer:
