@@ -146,16 +146,10 @@ class DNAModel(nn.Module):
             config: the run that made the model; its `model` part is replaced by this model's.
         """
         run = (config or RunConfig()).model_copy(update={"model": self.config})
-        header = {
-            "format": _CONFIG_FORMAT,
-            "version": _CONFIG_VERSION,
-            **run.model_dump(mode="json"),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with staged_file(folder / "model.safetensors") as staging:
             save_file(weights, staging)
-        write_json(folder / "config.json", header)
+        write_run_config(folder, run)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> DNAModel:
@@ -177,6 +171,16 @@ class DNAModel(nn.Module):
                 f"{path}: weights do not fit config.json beside it: {reason}"
             ) from error
         return model
+
+
+def write_run_config(folder: Path, config: RunConfig) -> None:
+    """Write ``folder/config.json``, which makes `folder` a run folder; it is made when missing."""
+    header = {
+        "format": _CONFIG_FORMAT,
+        "version": _CONFIG_VERSION,
+        **config.model_dump(mode="json"),
+    }
+    write_json(folder / "config.json", header)
 
 
 def read_run_config(folder: Path) -> RunConfig:
