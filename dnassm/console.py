@@ -33,7 +33,7 @@ class Progress:
     tokenize 120/450 MB 312 MB/s 1 s left contig chr1
 
     Args:
-        total: amount of work in `unit`; None when it is not known.
+        total: amount of work in `unit`; None when it is not known. May be set anew at any time.
         unit: what is counted, in its base size: "B", "tokens", "windows". Large amounts get an SI
             prefix of their own.
         label: what is being done, one or two words.
@@ -107,7 +107,9 @@ class Progress:
         if self._bar is None:
             self._line(words)
         else:
-            self._bar.update(self._task, completed=self._done, words=words, refresh=True)
+            self._bar.update(
+                self._task, total=self.total, completed=self._done, words=words, refresh=True
+            )
 
     def _line(self, words: str) -> None:
         self._out.write(f"{self.label} {words}\n")
