@@ -18,11 +18,16 @@ IGNORED = -100
 
 
 class Objective(abc.ABC):
-    """What a model learns to predict. The loss is the cross entropy at targets that are not IGNORED."""
+    """What a model learns to predict.
+
+    The loss is the cross entropy at targets that are not IGNORED.
+    """
 
     source: ClassVar[str]
     needs_causal: ClassVar[bool]
     """True when a model that sees the future would cheat."""
+    reads_both_sides: ClassVar[bool]
+    """True when a causal model would be blind to half of what it may read."""
 
     def __init__(self, config: ObjectiveConfig, tokenizer: Tokenizer) -> None:
         self.config = config
@@ -31,6 +36,10 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def prepare(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) int64 to inputs (B, L) and targets (B, L), IGNORED where nothing counts."""
+
+    def prepare_held_out(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `prepare`, for a measurement: no target may be seen in the inputs."""
+        return self.prepare(tokens, generator)
 
     def _countable(self, targets: Tensor) -> Tensor:
         """Targets with unknown bases, padding and special tokens ignored."""

@@ -16,6 +16,7 @@ class NextToken(Objective):
 
     source: ClassVar[str] = "Nguyen et al. 2023, arXiv:2306.15794, section 3.2"
     needs_causal: ClassVar[bool] = True
+    reads_both_sides: ClassVar[bool] = False
 
     def prepare(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) to inputs (B, L) and targets (B, L)."""

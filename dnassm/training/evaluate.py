@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dnassm.artifact import write_json
 from dnassm.baselines.markov import bits_per_base as markov_bits
@@ -20,9 +23,11 @@ from dnassm.errors import GenomeError
 from dnassm.model import DNAModel
 from dnassm.runs import Run
 from dnassm.task import IGNORED, TASKS, token_loss
+from dnassm.training.hardware import uses_bfloat16
 
 MARKOV_ORDERS = range(1, 13)
 _MIXTURE_ORDERS = (7, 11)
+_MOST_WINDOWS, _MOST_TOKENS = 16, 65536  # of one forward: bounds its memory whatever the length
 
 
 def evaluate_run(
@@ -44,7 +49,7 @@ def evaluate_run(
         raise GenomeError(
             f"{genome.path}: nothing is held out; tokenize with --split blocks:size=50000,every=10"
         )
-    bits, bases = bits_per_base(run.model, run.tokenizer, run.config, genome, split=split)
+    bits, bases = _measure(run, genome, split)
     result = {
         "objective": run.config.objective.name,
         "split": split,
@@ -54,6 +59,19 @@ def evaluate_run(
     }
     write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _measure(run: Run, genome: GenomeStore, split: str) -> tuple[float, int]:
+    """Bits per base over a whole split, on the accelerator where there is one."""
+    home = next(run.model.parameters()).device
+    away = torch.device("cuda") if torch.cuda.is_available() else home
+    with Progress(None, "tokens", "evaluate") as bar:
+        try:
+            return bits_per_base(
+                run.model.to(away), run.tokenizer, run.config, genome, split=split, progress=bar
+            )
+        finally:
+            run.model.to(home)
 
 
 def _markov_baselines(genome: GenomeStore, split: str) -> list[dict[str, Any]]:
@@ -87,45 +105,54 @@ def bits_per_base(
     *,
     split: str,
     windows: int | None = None,
-    batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> tuple[float, int]:
     """Mean -log2 p(base) over the windows of a split that tile it without overlap.
 
-    Every base counts that the objective predicts: with next-token, all but the first of each window.
+    p is a softmax over the whole vocabulary, special tokens included: a model that knows nothing
+    pays log2 V, not 2 bits. Every base counts that the objective predicts: with next-token, all but
+    the first of each window.
 
     Args:
         model: in evaluation mode.
         tokenizer: the run's.
-        config: the run's; gives window length and objective.
+        config: the run's; gives window length, objective and precision.
         store: the genome.
         split: name of the split.
         windows: look at this many, spread evenly, instead of all.
-        batch_size: windows per forward.
+        progress: told of the tokens that were read.
 
     Returns:
         Bits per base, and the number of bases that counted.
     """
-    length = min(config.data.length, max(len(interval) for interval in store.splits[split]))
-    sampler = TiledSampler(store, split=split, length=length, keep_partial=True)
-    dataset = WindowDataset(store, tokenizer, sampler, seed=0)
     objective = TASKS[config.objective.name](config.objective, tokenizer)
     device = next(model.parameters()).device
+    low = uses_bfloat16(config.training.precision, device)
     generator = torch.Generator().manual_seed(0)
-    chosen = None
-    if windows is not None and windows < len(dataset):
-        chosen = [i * len(dataset) // windows for i in range(windows)]
-    batches: Any = make_loader(dataset, batch_size=batch_size)
-    if chosen is not None:
-        batches = (
-            torch.stack([dataset[i] for i in chosen[first : first + batch_size]])
-            for first in range(0, len(chosen), batch_size)
-        )
-    nats, count = 0.0, 0
-    for tokens in batches:
-        inputs, targets = objective.prepare(tokens.to(device), generator)
+    nats, count, read = 0.0, 0, 0
+    for tokens in _tiles(tokenizer, config.data.length, store, split=split, windows=windows):
+        inputs, targets = objective.prepare_held_out(tokens.to(device), generator)
         counted = int((targets != IGNORED).sum())
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
             logits, _ = model(inputs)
         nats += float(token_loss(logits, targets)) * counted
-        count += counted
+        count, read = count + counted, read + tokens.numel()
+        if progress is not None:
+            progress.update(read)
     return nats / max(count, 1) / math.log(2), count
+
+
+def _tiles(
+    tokenizer: Tokenizer, length: int, store: GenomeStore, *, split: str, windows: int | None
+) -> Iterator[Tensor]:
+    """Batches (B, L) of windows that tile a split, or of `windows` of them, spread evenly."""
+    length = min(length, max(len(interval) for interval in store.splits[split]))
+    sampler = TiledSampler(store, split=split, length=length, keep_partial=True)
+    dataset = WindowDataset(store, tokenizer, sampler, seed=0)
+    batch_size = max(1, min(_MOST_WINDOWS, _MOST_TOKENS // length))
+    if windows is None or windows >= len(dataset):
+        yield from make_loader(dataset, batch_size=batch_size)
+        return
+    chosen = iter(i * len(dataset) // windows for i in range(windows))
+    while some := list(itertools.islice(chosen, batch_size)):
+        yield torch.stack([dataset[i] for i in some])

@@ -16,7 +16,8 @@ tags: [dna, genomics, state-space-model]
 ---
 # {name}
 
-{parameters:,} parameters, blocks `{pattern}`, width {width}, trained to predict the {objective} base.
+{parameters:,} parameters, blocks `{pattern}`, width {width}, trained to predict the
+{objective} base.
 
 | | |
 |---|---|
@@ -29,8 +30,8 @@ import dnassm
 model = dnassm.DNAModel.from_pretrained("{name}")
 ```
 
-`run.json` holds the command, the versions and the inputs; `metrics.csv` the loss; `evaluation.json`,
-where there is one, the bits per base on held-out sequence beside Markov models.
+`run.json` holds the command, the versions and the inputs; `metrics.csv` the loss;
+`evaluation.json`, where there is one, the bits per base on held-out sequence beside Markov models.
 """
 
 
@@ -43,7 +44,7 @@ def write_model_card(
         parameters=model.parameter_count(),
         pattern=config.model.pattern,
         width=config.model.d_model,
-        objective={"next": "next", "masked": "masked"}[config.objective.name],
+        objective=config.objective.name,
         contigs=len(genome.contigs),
         bases=sum(genome.lengths.values()),
         digest=genome.digest[:16],

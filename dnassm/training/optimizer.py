@@ -1,4 +1,4 @@
-"""AdamW with the parameter groups of the Mamba paper, and its learning rate as a function of the step."""
+"""AdamW with the parameter groups of the Mamba paper, and its learning rate of each step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from dnassm.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; parameters marked ``no_weight_decay`` (norms, biases, A, D, dt, embedding) are not decayed.
+    """AdamW; parameters marked ``no_weight_decay`` are not decayed.
+
+    The modules mark them: norms, biases, A, D, dt and the embedding.
 
     Source: Gu and Dao 2023, arXiv:2312.00752, appendix E.2.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         (free if getattr(parameter, "no_weight_decay", False) else decayed).append(parameter)
     groups = [
