@@ -24,12 +24,11 @@ import numpy as np
 
 from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, Codes
 from dnassm.data.bytestream import ByteStream
-from dnassm.data.encoder import BaseCounts, BlockEncoder, NotABaseError
+from dnassm.data.encoder import MAX_LETTERS, BaseCounts, BlockEncoder, NotABaseError
 from dnassm.data.sniff import looks_like
 from dnassm.errors import FormatError
 
-BLOCK_BYTES = 256 * 1024
-"""Fits the second-level cache of a core together with the encoder's buffers."""
+BLOCK_BYTES = MAX_LETTERS
 _MAX_HEADER_BYTES = 1 << 20
 _WHITE = b" \t\n\x0b\x0c\r"
 _NEWLINE, _RETURN, _GREATER = 10, 13, ord(">")
@@ -219,18 +218,24 @@ class _Parser:
         if self.header is None:
             self._check_blank(start, end)
             return None
-        count, lines = _strip_lines(self.text[start:end], self.encoder.letters)
-        if count == 0:
-            self.line += lines
-            return None
+        text = self.text[start:end]
+        count, lines = _strip_lines(text, self.encoder.letters)
         try:
-            codes, upper, counts = self.encoder.encode(count)
-        except NotABaseError:
-            contig = self.header.name
-            raise self._not_a_base(bytes(self.buffer[start:end]), contig) from None
+            encoded = self.encoder.encode(count)
+        except NotABaseError:  # or white space between regular lines, which the general way drops
+            count, lines = _strip_any(text, self.encoder.letters)
+            encoded = self._encode_or_refuse(text, count, self.header.name)
         self.line += lines
         self.bases += count
-        return Bases(codes, upper, counts)
+        return Bases(*encoded) if count else None
+
+    def _encode_or_refuse(
+        self, text: Codes, count: int, contig: str
+    ) -> tuple[Codes, Codes, BaseCounts]:
+        try:
+            return self.encoder.encode(count)
+        except NotABaseError:
+            raise self._not_a_base(text.tobytes(), contig) from None
 
     def _check_blank(self, start: int, end: int) -> None:
         text = bytes(self.buffer[start:end])
@@ -256,7 +261,8 @@ def _strip_lines(text: Codes, letters: Codes) -> tuple[int, int]:
 
     The lines of a genome have one width: the middle of the block is a table whose last column holds
     the line ends, and a copy of the other columns is three times faster than a search for them.
-    White space elsewhere is left to the caller's alphabet check, which sends it to the general way.
+    White space elsewhere comes through; the alphabet check finds it, and the caller asks again for
+    the general way.
     """
     period, first = _line_period(text)
     if period == 0:
@@ -266,13 +272,13 @@ def _strip_lines(text: Codes, letters: Codes) -> tuple[int, int]:
     width = period - 1
     if not (table[:, width] == _NEWLINE).all():
         return _strip_any(text, letters)
-    if (table[:, width - 1] == _RETURN).all():
+    if table[0, width - 1] == _RETURN:
         width -= 1
+        if not (table[:, width] == _RETURN).all():
+            return _strip_any(text, letters)
     head, head_lines = _strip_any(text[:first], letters)
     body = rows * width
     np.copyto(letters[head : head + body].reshape(rows, width), table[:, :width])
-    if letters[head : head + body].min() <= _WHITE[0]:
-        return _strip_any(text, letters)
     tail, tail_lines = _strip_any(text[first + rows * period :], letters[head + body :])
     return head + body + tail, head_lines + rows + tail_lines
 

@@ -220,14 +220,14 @@ def input_bytes(fastas: Sequence[Path]) -> int:
 
 @contextlib.contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Name the store in what staged_folder does not know: quotas, file size limits, broken disks."""
+    """Name the store in what staged_folder does not know: quotas, size limits, broken disks."""
     try:
         yield
     except OSError as error:
         if isinstance(error, DnassmError) or error.errno == errno.ENOSPC:
             raise
         raise ArtifactError(
-            f"{out}: cannot be written ({error.strerror}); nothing was changed, choose another --out"
+            f"{out}: cannot be written ({error.strerror}); nothing was changed; try another --out"
         ) from error
 
 

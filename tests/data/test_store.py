@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from Bio import SeqIO
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data import store as store_module
@@ -159,6 +159,7 @@ def test_the_split_is_kept_with_the_store(fasta, tmp_path):
     assert GenomeStore.open(store.path).split_rule == "halves:gap=1"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_interval_is_the_slice_of_the_text(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "slices"
