@@ -217,10 +217,8 @@ def main() -> None:
         results[name] = measure(run, name, arguments)
         write_json(arguments.out, results)
         for model in results[name]["models"]:
-            metrics = {metric["name"]: metric["value"] for metric in model["metrics"]}
-            print(
-                name, model["name"], {k: round(v, 4) for k, v in metrics.items()}, model["seconds"]
-            )
+            words = [f"{metric['name']} {metric['value']}" for metric in model["metrics"]]
+            print(f"{name}: {model['name']}: {', '.join(words)}, {model['seconds']} s")
 
 
 if __name__ == "__main__":
