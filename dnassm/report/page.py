@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,27 @@ def render_page(sections: Sequence[Section], *, title: str, words: Sequence[str]
     environment.filters["tabulated"] = tabulated
     environment.filters["as_json"] = lambda table: Markup(json_text(table))  # noqa: S704  escaped there
     environment.tests["table"] = lambda block: isinstance(block, Table)
+    names = own_names(sections)
+    named = list(zip(names, sections, strict=True))
     return environment.get_template("page.html.j2").render(
         sections=sections,
         title=title,
-        words=list(words) or [line for section in sections for line in section.says],
+        names=names,
+        words=list(words)
+        or [f"{name}: {line}" if name else line for name, each in named for line in each.says],
         version=importlib.metadata.version("dnassm"),
-        facts=[fact for section in sections for fact in section.facts],
+        facts=[
+            (fact.value, f"{fact.label}, {name}" if name else fact.label)
+            for name, section in named
+            for fact in section.facts
+        ],
     )
+
+
+def own_names(sections: Sequence[Section]) -> list[str]:
+    """Name each artifact that is not the only one of its kind; the others need no name."""
+    kinds = Counter(section.title for section in sections)
+    return [Path(section.source).name if kinds[section.title] > 1 else "" for section in sections]
 
 
 def json_text(table: Table) -> str:

@@ -191,3 +191,11 @@ def test_importing_the_report_draws_nothing():
     code = "import sys, dnassm.report; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_two_artifacts_of_one_kind_are_told_apart_by_name(write, tmp_path):
+    for name in ("first", "second"):
+        write.pretraining(tmp_path / name)
+    text = build_report([tmp_path], tmp_path / "r.html").read_text()
+    for part in ("Pretraining first</a>", "Pretraining second</a>", "<li>second: The model needs"):
+        assert part in text

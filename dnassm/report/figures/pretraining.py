@@ -200,6 +200,7 @@ def _paint_orders(axes: Axes, orders: Sequence[tuple[int, float]], bits: float |
             textcoords="offset points",
             ha="right",
             fontsize=8,
+            bbox={"facecolor": COLOURS["paper"], "pad": 1},
         )
     axes.margins(y=0.18)
     axes.set_xticks(places, [f"{place:.0f}" for place in places])
@@ -225,10 +226,10 @@ def _limits(train: Series, valid: Series, best: Mapping[str, Any] | None) -> tup
     values = [*settled, *valid[1], _CHANCE]
     low = min([*values, *([float(best["bits_per_base"])] if best else [])])
     span = max(_CHANCE - low, 0.01)
-    crest = float(np.quantile(settled, 0.98)) if len(settled) else _CHANCE
-    ceiling = max(_CHANCE, *valid[1]) if len(valid[1]) else max(_CHANCE, crest)
-    high = max(_CHANCE, min(max(crest, ceiling), _CHANCE + 0.6 * span))
-    return low - 0.06 * span, high + 0.1 * span
+    ends = [float(series[1][-1]) for series in (train, valid) if len(series[1])]
+    # A run that stopped above two bits, or came back there, is shown whole.
+    high = max(values) if max(ends) > _CHANCE else min(max(values), _CHANCE + 0.6 * span)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
 def _running_median(series: Series) -> Series:

@@ -160,7 +160,7 @@ def _leakage(result: Mapping[str, Any]) -> tuple[str, ...]:
     exact = int(number(leaks.get("exact")) or 0)
     reverse = int(number(leaks.get("reverse_complement")) or 0)
     if not exact + reverse:
-        return ("No test sequence occurs in the training set, on neither strand.",)
+        return ("No test sequence occurs in the training set, on either strand.",)
     verb = "occurs" if exact + reverse == 1 else "occur"
     return (
         f"Leakage: {formats.plural(exact + reverse, 'test sequence')} {verb} in the training set "
