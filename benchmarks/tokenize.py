@@ -1,9 +1,9 @@
 """Speed and memory of `dnassm tokenize` on one core: MB of FASTA per second, peak RSS, stages.
 
-    taskset -c 0 python benchmarks/tokenize.py --megabytes 500 --out benchmarks/results/tokenize.json
+    taskset -c 0 python benchmarks/tokenize.py --out benchmarks/results/tokenize.json
 
 Every measurement is a process of its own with one thread. `cpu` is the time the process computed,
-`wall` includes waiting for the disk (the store is flushed to it) and for other programs on the core.
+`wall` includes waiting for the disk (the store is flushed to it) and for other programs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,7 @@ def write_fasta(path: Path, megabytes: int, width: int) -> None:
 
 
 def read_only(path: Path, folder: Path) -> None:
+    """Read the file into one buffer: the floor of everything."""
     buffer = memoryview(bytearray(1 << 18))
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
@@ -54,6 +54,7 @@ def read_only(path: Path, folder: Path) -> None:
 
 
 def parse(path: Path, folder: Path) -> None:
+    """Read, find headers, drop line ends, encode, count; no digests, nothing written."""
     from dnassm.data.fasta import read_fasta
 
     for _ in read_fasta(path):
@@ -69,14 +70,17 @@ def _hash_all(path: Path, kind: str) -> None:
 
 
 def read_and_md5(path: Path, folder: Path) -> None:
+    """MD5 of the file."""
     _hash_all(path, "md5")
 
 
 def read_and_sha256(path: Path, folder: Path) -> None:
+    """Digest of the file with SHA-256."""
     _hash_all(path, "sha256")
 
 
 def tokenize(path: Path, folder: Path) -> None:
+    """All of it, flushed to the disk."""
     from dnassm.data.store import build_store
 
     build_store([path], folder / "store")
@@ -93,7 +97,9 @@ def measure(stage: str, path: Path) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         STAGES[stage](path, Path(folder))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss would be that of the parent, which a child inherits
+    status = Path("/proc/self/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
     print(json.dumps({"wall_s": wall, "cpu_s": cpu, "peak_rss_mb": peak_kib * 1024 / 1e6}))
 
 
@@ -161,6 +167,7 @@ def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    """Parse the command line and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
