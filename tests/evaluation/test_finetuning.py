@@ -13,9 +13,9 @@ import torch
 from dnassm.config import ModelConfig
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.errors import ArtifactError, ConfigError, LabelError
-from dnassm.finetuning import Classifier, FinetuneOptions, finetune, load_task
+from dnassm.finetuning import Classifier, Examples, FinetuneOptions, finetune, load_task
 from dnassm.finetuning.folds import count_duplicates, hold_out, stratified_folds
-from dnassm.finetuning.full import warmup_cosine
+from dnassm.finetuning.full import FullLearner, warmup_cosine
 from dnassm.finetuning.result import thin
 from dnassm.model import DNAModel
 from dnassm.runs import load_run
@@ -208,6 +208,24 @@ def test_full_fine_tuning_follows_from_the_seed_and_leaves_the_rest_alone(run, s
     assert float(history[1]["train_loss"]) < float(history[0]["train_loss"])
 
 
+def test_the_weights_of_the_best_epoch_are_kept_and_training_stops_early(run, monkeypatch):
+    seen = []
+
+    def score(classifier, dev):
+        seen.append({name: w.clone() for name, w in classifier.model.state_dict().items()})
+        return 1.0, [0.1, 0.9, 0.8, 0.7, 0.6][len(seen) - 1]
+
+    monkeypatch.setattr("dnassm.finetuning.full._score", score)
+    options = FinetuneOptions(mode="full", epochs=5, patience=2, batch_size=4)
+    learner = FullLearner("full", run.model, run.tokenizer, ("a", "b"), options)
+    data = Examples(tuple(sequences(8)), (0, 1) * 4, ("",) * 8)
+    fitted = learner.fit(data, data)
+    assert len(seen) == 4
+    for name, weight in fitted.classifier.model.state_dict().items():
+        assert torch.equal(weight, seen[1][name])
+    assert not torch.equal(seen[1]["embedding.weight"], seen[3]["embedding.weight"])
+
+
 def test_full_fine_tuning_learns(run, split_csv, tmp_path):
     options = FinetuneOptions(mode="full", epochs=8, lr=5e-3, scratch=True)
     result = finetune(run, split_csv, tmp_path / "full", options=options)
@@ -251,7 +269,7 @@ def test_three_classes_have_no_curves_but_every_metric(run, tmp_path):
     assert all(metric["value"] is not None for metric in model["metrics"])
 
 
-def test_labels_do_not_change_the_frozen_features(run, tmp_path):
+def test_random_labels_cannot_be_learnt(run, tmp_path):
     """Cross-validation on random labels stays near chance: nothing of the held-out labels leaks."""
     rng = random.Random(5)
     rows = [(s, rng.choice("xy")) for s in sequences(120, seed=3)]
