@@ -18,6 +18,7 @@ import numpy as np
 
 from dnassm.artifact import staged_folder
 from dnassm.data.alphabet import LETTERS, decode
+from dnassm.data.annotation import Feature
 from dnassm.data.interval import Interval
 from dnassm.data.simulation.effects import plant_effects
 from dnassm.data.simulation.layout import lay_out
@@ -39,15 +40,6 @@ _INFO = {
     "SITE": "minus_10, minus_35, rbs, start_codon or nonsense; synonymous or background",
     "OF": "gene or promoter that the base belongs to",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Feature:
-    """An annotated stretch of the genome; `type` is a Sequence Ontology term as in GFF3."""
-
-    interval: Interval
-    type: str
-    attributes: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING
 from dnassm.artifact import staged_file
 from dnassm.data.alphabet import decode
 from dnassm.data.interval import Interval
-from dnassm.errors import ArtifactError, FormatError, GenomeError
+from dnassm.data.lines import read_lines
+from dnassm.errors import FormatError, GenomeError
 
 if TYPE_CHECKING:
     from dnassm.data.store import GenomeStore
 
 _COLUMNS = ["CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]
 _LETTERS = frozenset("ACGTN")
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def read_vcf(path: Path | str) -> list[Variant]:
     path = Path(path)
     variants: list[Variant] = []
     header = False
-    for number, line in _numbered_lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
         if line.startswith("##") or not line.strip():
             continue
@@ -136,23 +135,6 @@ def check_reference(variants: Iterable[Variant], store: GenomeStore) -> None:
                 f"variant {variant}: REF is {variant.ref}, the genome has {found} there; "
                 "is this the right assembly?"
             )
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == _GZIP_MAGIC
-        with gzip.open(path, "rb") if zipped else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FormatError(f"{path}: the gzip data is damaged or cut off; get it again") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: expected a VCF, found bytes that are no text") from error
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _check_header(line: str, where: str) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from dnassm.baselines.kmer import KmerClassifier
 from dnassm.baselines.markov import fit_mixture
 from dnassm.data.alphabet import LETTERS, decode, encode_ascii, reverse_complement
+from dnassm.data.annotation import read_bed, read_gff
+from dnassm.data.interval import Interval
 from dnassm.data.simulate import simulate_genome, write_simulation
 from dnassm.data.simulation.tables import (
     AMINO_ACID,
@@ -20,7 +22,8 @@ from dnassm.data.simulation.tables import (
     START_CODONS,
     STOP_CODONS,
 )
-from dnassm.data.variants import read_vcf
+from dnassm.data.store import build_store
+from dnassm.data.variants import check_reference, read_vcf
 from dnassm.errors import ArtifactError, ConfigError
 from dnassm.metrics import auroc
 from dnassm.pipelines.simulate import command
@@ -260,6 +263,33 @@ def test_the_files_hold_the_genome(tmp_path):
     run = json.loads((tmp_path / "sim/run.json").read_text())
     assert (run["seed"], run["config"]["length"], run["config"]["contigs"]) == (1, 60_001, 2)
     assert run["config"]["truth"] == genome.summary()
+
+
+def test_the_readers_of_the_library_read_the_files_back(tmp_path):
+    genome = simulate_genome(length=40_000, seed=2, contigs=2)
+    folder = tmp_path / "sim"
+    write_simulation(genome, folder)
+    store = build_store([folder / "genome.fa"], tmp_path / "store", split="halves")
+    for contig, sequence in genome.contigs.items():
+        assert decode(store.fetch(Interval(contig, 0, len(sequence)))) == sequence
+    check_reference(read_vcf(folder / "variants.vcf"), store)
+    strandless = {"gap"}
+    for read_back, feature in zip(read_gff(folder / "genes.gff3"), genome.features, strict=True):
+        assert read_back.type == feature.type
+        assert dict(read_back.attributes) == dict(feature.attributes)
+        assert read_back.interval == feature.interval or feature.type in strandless
+    records = read_bed(folder / "labels.bed")
+    assert [(r.interval, r.label, r.split) for r in records] == [
+        (w.interval, w.label, w.split) for w in genome.windows
+    ]
+    for window in genome.windows:
+        halves = store.splits[window.split]
+        assert any(
+            h.contig == window.interval.contig
+            and h.start <= window.interval.start
+            and window.interval.end <= h.end
+            for h in halves
+        )
 
 
 def test_ids_in_the_gff_are_unique_and_every_parent_exists(genome):

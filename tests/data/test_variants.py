@@ -1,7 +1,7 @@
 import gzip
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data.store import build_store
@@ -53,6 +53,7 @@ variants = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(variants, max_size=4), st.sampled_from(["v.vcf", "v.vcf.gz"]))
 def test_what_is_written_is_read_back(tmp_path_factory, several, name):
     path = tmp_path_factory.mktemp("vcf") / name
@@ -93,10 +94,10 @@ def test_missing_damaged_and_binary_files_are_refused(tmp_path):
         read_vcf(tmp_path / "none.vcf")
     whole = gzip.compress((HEADER + record() * 500).encode())
     (tmp_path / "cut.vcf.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FormatError, match="damaged or cut off"):
+    with pytest.raises(FormatError, match=r"cut\.vcf\.gz"):
         read_vcf(tmp_path / "cut.vcf.gz")
     (tmp_path / "junk").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(FormatError, match="no text"):
+    with pytest.raises(FormatError, match="expected UTF-8 text"):
         read_vcf(tmp_path / "junk")
 
 

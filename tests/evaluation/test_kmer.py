@@ -67,9 +67,9 @@ def test_cutting_the_work_into_chunks_changes_nothing(monkeypatch):
 def test_ten_thousand_sequences_take_a_moment():
     letters = np.random.default_rng(0).choice(list("ACGT"), size=(10_000, 200))
     sequences = ["".join(row) for row in letters]
-    start = time.perf_counter()
+    start = time.process_time()
     kmer_features(sequences, [1, 2, 3, 4, 5, 6])
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 8
 
 
 @pytest.mark.parametrize("canonical", [False, True])

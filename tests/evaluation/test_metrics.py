@@ -114,9 +114,9 @@ def test_the_same_seed_gives_the_same_interval():
 
 def test_twenty_thousand_sequences_take_seconds():
     labels, scores = noisy(20_000, 2)
-    start = time.perf_counter()
+    start = time.process_time()
     classification_metrics(labels, scores)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 10
 
 
 def test_one_class_in_the_test_set_leaves_the_areas_undefined_and_says_why():
