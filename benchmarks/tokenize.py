@@ -137,6 +137,7 @@ def machine() -> dict[str, object]:
         "cores_used": len(os.sched_getaffinity(0)),
         "cores": os.cpu_count(),
         "load_before": [round(load, 2) for load in os.getloadavg()],
+        "realtime_priority": os.sched_getscheduler(0) != os.SCHED_OTHER,
         "system": platform.system(),
         "openssl": __import__("ssl").OPENSSL_VERSION,
         "versions": versions(),

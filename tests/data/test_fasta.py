@@ -112,6 +112,26 @@ def test_white_space_in_the_middle_of_regular_lines_is_dropped(tmp_path, blemish
     assert read(path)[0][3] == "".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("ACGTACGTAC\n", "ACGTT" * 5000),
+        ("ACGTACGTAC\n", "ACGTTACGTTACGTT\n" * 900),
+        ("ACGTACGTA\r\n", "ACGTTACGTT\n" * 900),
+        ("ACGTTACGTT\n", "ACGTACGTA\r\n" * 900),
+        ("A\n", "C\n" * 9000),
+        ("  \n", "AC\n" * 9000),
+    ],
+)
+def test_lines_that_change_their_width_or_their_ends_lose_no_base(tmp_path, first, then):
+    text = first * 40 + then
+    path = tmp_path / "a.fa"
+    path.write_text(">a\n" + text + "\n>b\nA\n", newline="")
+    record, after = read(path)
+    assert record[3] == "".join(text.split())
+    assert after[2] == 3 + text.count("\n")
+
+
 @pytest.mark.parametrize("at", [0, 1, 4095, 4096, 20_000, 24_398])
 def test_a_wrong_letter_is_found_at_its_line_wherever_it_is(tmp_path, at):
     text = bytearray(("ACGTACGTAC" * 6 + "\n").encode() * 400)
