@@ -112,3 +112,14 @@ def test_numbers_are_written_for_people():
     assert formats.decimals(-0.0001, 2) == "0.00"
     assert formats.significant(-0.000012345) == "\u22121.23e\u22125"
     assert formats.cell_text("metric", {"value": None, "low": None, "high": None}) == "\u2013"
+
+
+def test_a_constant_score_has_no_curve(write, tmp_path):
+    (section,) = read_sections([write.classification(tmp_path / "c")])
+    curves = [block for block in section.blocks if block.name in ("roc", "pr")]
+    assert len(curves) == 2
+    assert all("majority" not in label for curve in curves for _, label in curve.keys)
+
+
+def test_a_loss_above_two_bits_is_called_worse_than_guessing(write, tmp_path):
+    assert "worse than guessing" in says(write.pretraining(tmp_path / "r", steps=100, bits=None))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Sheet
 
 _POINTS = 300
+#: A constant score, as of the majority class, has two points; the line between them means nothing.
+_FEWEST_POINTS = 3
 _MOST_MODELS = 12
 _MOST_METRICS = 6
 
@@ -26,7 +28,7 @@ def curve_figures(
     """Draw both curves of every model that has them; nothing beyond two classes."""
     positive = classes[1] if len(classes) == 2 else "positive"
     figures = []
-    roc = [model for model in models if len(model["roc"]) > 1]
+    roc = [model for model in models if len(model["roc"]) >= _FEWEST_POINTS]
     if roc:
         figures.append(
             _curve_figure(
@@ -39,7 +41,7 @@ def curve_figures(
                 None,
             )
         )
-    pr = [model for model in models if len(model["pr"]) > 1]
+    pr = [model for model in models if len(model["pr"]) >= _FEWEST_POINTS]
     if pr:
         share = "" if prior is None else f"Dotted: share of {positive}, {formats.percent(prior)}. "
         figures.append(

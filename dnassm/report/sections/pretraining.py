@@ -201,7 +201,8 @@ def _says(
     best = _best(baselines)
     if best is None:
         beside = "" if evaluation else " No Markov model was measured beside it."
-        return (f"{head}; {coin}.{beside}",)
+        worse = " It is worse than guessing: training has hardly begun." if bits > 2 else ""
+        return (f"{head}; {coin}.{worse}{beside}",)
     other = float(best["bits_per_base"])
     name = str(best["name"]).removeprefix("Markov ")
     digits = 3 if round(bits, 3) != round(other, 3) else 4
