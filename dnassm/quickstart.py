@@ -37,7 +37,7 @@ from dnassm.variant_effects import SCORE_NAME, score_variants, score_with_markov
 _WHOLE_MINUTES = 2.5  # below this, the genome and the number of variants shrink with the time
 _GENOME_BP = 1_000_000
 _LEAST_GENOME_BP = 120_000
-_TRAINING_SHARE = 0.55  # of the minutes; the rest goes to loading, embedding and scoring
+_TRAINING_SHARE = 0.7  # of the minutes; the rest goes to loading, embedding and scoring
 _VARIANTS = 400
 _WINDOW_BP = 200
 _PEER_ORDER = 7
@@ -156,17 +156,14 @@ def _sample(variants: list[Variant], scale: float) -> list[Variant]:
 
 
 def _pretrain(options: QuickstartOptions, genome: GenomeStore) -> Run:
-    config = RunConfig.preset("mamba-tiny").override(
+    config = RunConfig.preset("mamba-nano").override(
         [
             f"training.seed={options.seed}",
             # The clock ends the training; so many steps do not fit into it.
             "training.max_steps=1000000",
-            "data.length=512",
-            "training.batch_size=16",
-            "training.lr=4e-3",
-            "training.log_every=5",
-            "training.valid_every=20",
-            "training.valid_windows=32",
+            "training.log_every=20",
+            "training.valid_every=100",
+            "training.valid_windows=100",
         ]
     )
     run = pretrain(

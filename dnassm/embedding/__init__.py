@@ -7,11 +7,11 @@ sequences of a batch change it.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dnassm import __version__
 from dnassm.embedding.embedder import (
     Embedder,
     EmbedOptions,
@@ -139,7 +139,7 @@ def embed_inputs(
 def _provenance(run: Run, inputs: Inputs, options: EmbedOptions) -> dict[str, str | int]:
     return {
         "made_by": "dnassm embed",
-        "version": importlib.metadata.version("dnassm"),
+        "version": __version__,
         "run": run.digest,
         "genome": inputs.genome,
         "input": " ".join(inputs.files.values()),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnassm import __version__
 from dnassm.report import formats
 from dnassm.report.content import Section, Table
 
@@ -43,7 +43,7 @@ def render_page(sections: Sequence[Section], *, title: str, words: Sequence[str]
         names=names,
         words=list(words)
         or [f"{name}: {line}" if name else line for name, each in named for line in each.says],
-        version=importlib.metadata.version("dnassm"),
+        version=__version__,
         facts=[
             (fact.value, f"{fact.label}, {name}" if name else fact.label)
             for name, section in named
