@@ -105,6 +105,6 @@ def test_inspecting_a_run_loads_no_torch(run):
     code = (
         "import sys; from pathlib import Path; from dnassm.inspection import describe\n"
         f"describe(Path({str(run)!r}))\n"
-        "assert not {'torch', 'pydantic', 'safetensors'} & set(sys.modules)"
+        "assert not {'torch', 'pydantic', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
