@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dnassm.errors import ArtifactError
 
@@ -30,6 +34,8 @@ def check_target(target: Path, *, force: bool) -> None:
             if not ancestor.is_dir():
                 raise ArtifactError(f"{target}: {ancestor} is a file, expected a folder")
             break
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise ArtifactError(f"{target} is neither a file nor a folder; choose another --out")
     taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
     if taken and not force:
         raise ArtifactError(
@@ -42,8 +48,11 @@ def staged_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` to write to; it takes its place when the block ends well.
 
     Raises:
-        ArtifactError: the disk is full or the place is not writable; the old file is untouched.
+        ArtifactError: the target is a folder or a device, the disk is full or the place is not
+            writable; the old file is untouched.
     """
+    if target.exists() and not target.is_file():
+        raise ArtifactError(f"{target} is no file and cannot become one; choose another --out")
     staging = _staging_path(target)
     try:
         with _storage_errors(target):
@@ -65,6 +74,7 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_target(target, force=force)
     staging = _staging_path(target)
+    check_target(target, force=force)  # again: what a killed writer moved away may be back
     retired = staging.with_name(staging.name + "-old")
     try:
         with _storage_errors(target):
@@ -72,6 +82,7 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             yield staging
             for path in staging.rglob("*"):
                 _sync(path)
+            check_target(target, force=force)  # somebody else may have been faster
             if target.exists():
                 target.replace(retired)
             staging.replace(target)
@@ -82,7 +93,7 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise
     finally:
         for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -97,7 +108,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected JSON, got {error}; restore or rebuild it") from error
 
 
@@ -105,7 +116,7 @@ def _staging_path(target: Path) -> Path:
     parent = target.absolute().parent
     with _storage_errors(target):
         parent.mkdir(parents=True, exist_ok=True)
-        for stale in parent.glob(f".{target.name}.partial-*"):
+        for stale in parent.glob(f".{glob.escape(target.name)}.partial-*"):
             _remove_if_dead(stale, target)
     return parent / f".{target.name}.partial-{os.getpid()}"
 
@@ -116,11 +127,19 @@ def _remove_if_dead(stale: Path, target: Path) -> None:
     if not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
         return
     if old and not target.exists():
-        stale.replace(target)  # killed between the two renames: the old artifact comes back
-    elif stale.is_dir():
-        shutil.rmtree(stale, ignore_errors=True)
+        # Killed between the two renames: the old artifact comes back, unless another writer that
+        # looks at the same moment has brought it back already.
+        with contextlib.suppress(FileNotFoundError):
+            stale.replace(target)
     else:
-        stale.unlink(missing_ok=True)
+        _remove(stale)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -146,15 +165,29 @@ def _sync(path: Path) -> None:
 def _storage_errors(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, ArtifactError):
             raise
-        if error.errno == errno.ENOSPC:
-            raise ArtifactError(
-                f"{target}: the disk is full; nothing was changed. Free space, then run it again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ArtifactError(
-                f"{target}: not writable ({error.strerror}); choose another --out"
-            ) from error
-        raise
+        number = _errno(error)
+        if number not in _REASONS:
+            raise
+        raise ArtifactError(f"{target}: {_REASONS[number]}") from error
+
+
+_NOT_WRITABLE = "not writable; choose another --out"
+_REASONS = {
+    errno.ENOSPC: "the disk is full; nothing was changed. Free space, then run it again",
+    errno.EDQUOT: "the disk quota is used up; nothing was changed. Free space, then run it again",
+    errno.ENOTEMPTY: "another process wrote it at the same time; its result was kept",
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EROFS: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
+}
+
+
+def _errno(error: OSError | SafetensorError) -> int | None:
+    """Number of a system error; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

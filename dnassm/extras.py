@@ -19,6 +19,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        missing = error.name or module  # may be something that the module itself needs
         raise MissingExtraError(
-            f"{purpose} needs {module}, which is not installed; run: pip install 'dnassm[{extra}]'"
+            f"{purpose} needs {missing}, which is not installed; run: pip install 'dnassm[{extra}]'"
         ) from error
