@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from dnassm.config import MixerSpec
+from dnassm.config import MixerSpec, explain
 from dnassm.errors import ConfigError
 from dnassm.mixer import MIXERS, SequenceMixer
 
@@ -49,10 +49,6 @@ def build_mixer(spec: MixerSpec, d_model: int) -> SequenceMixer:
     try:
         config = options.model_validate(spec.options)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(
-            f"mixer {spec.name}: {where}: {problem['msg']}, got {problem['input']!r}; options are "
-            f"{', '.join(options.model_fields)}"
-        ) from error
+        problems = "; ".join(explain(options, problem) for problem in error.errors())
+        raise ConfigError(f"mixer {spec.name}: {problems}") from error
     return mixer(d_model, config)

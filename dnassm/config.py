@@ -20,7 +20,7 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MixerSpec(_Section):
@@ -35,9 +35,9 @@ class MixerSpec(_Section):
 class ModelConfig(_Section):
     """The model: one letter of `pattern` per block."""
 
-    d_model: int = Field(128, ge=1, description="width D of the residual stream")
+    d_model: int = Field(128, ge=1, le=1 << 16, description="width D of the residual stream")
     pattern: str = Field(
-        "mmmm", min_length=1, description="one letter per block, first block first"
+        "mmmm", min_length=1, max_length=4096, description="one letter per block, first to last"
     )
     letters: dict[str, MixerSpec] = Field(
         default={"m": MixerSpec(name="mamba"), "s": MixerSpec(name="s4d")},
@@ -46,10 +46,15 @@ class ModelConfig(_Section):
     bidirectional: bool = Field(False, description="run every mixer in both directions")  # noqa: FBT003
     dropout: float = Field(0.0, ge=0, lt=1, description="on the output of every block")
     tie_embeddings: bool = Field(True, description="the head shares the embedding matrix")  # noqa: FBT003
-    vocab_size: int = Field(8, ge=2, description="tokens V; pretraining sets it from the tokenizer")
+    vocab_size: int = Field(
+        8, ge=2, le=1 << 24, description="tokens V; pretraining sets it from the tokenizer"
+    )
 
     @model_validator(mode="after")
     def _letters_are_defined(self) -> ModelConfig:
+        long = [key for key in self.letters if len(key) != 1]
+        if long:
+            raise ValueError(f"letters must be single characters, got {long[0]!r}")
         unknown = sorted(set(self.pattern) - set(self.letters))
         if unknown:
             raise ValueError(
@@ -122,8 +127,8 @@ class RunConfig(_Section):
         """Read a TOML file with the tables model, data, objective, training."""
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path} does not exist") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: expected TOML, got: {error}") from error
         return cls.checked(values, origin=str(path))
@@ -134,7 +139,7 @@ class RunConfig(_Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = "; ".join(_explain(cls, problem) for problem in error.errors())
+            problems = "; ".join(explain(cls, problem) for problem in error.errors())
             raise ConfigError(f"{origin}: {problems}") from error
 
     def override(self, assignments: Iterable[str]) -> RunConfig:
@@ -164,14 +169,21 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    """One problem of pydantic as a phrase: where, what was expected, what was got."""
+def explain(model: type[BaseModel], problem: Any) -> str:
+    """One problem that pydantic found in `model` as a phrase: where, what was expected, and got."""
     where = ".".join(str(part) for part in problem["loc"]) or "config"
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
         return f"no setting {where}; have {', '.join(known)}.{did_you_mean(name, known)}"
-    return f"{where}: {problem['msg']}, got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("missing", "value_error"):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {_shortened(repr(problem['input']))}"
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dnassm.artifact import read_json, staged_file, write_json
@@ -94,16 +95,17 @@ class DNAModel(nn.Module):
             (B, L, D) float32 and one state per block that ran.
 
         Raises:
-            ShapeError: tokens are not (B, L), or there is no such layer.
+            ShapeError: tokens are not (B, L) integers, the state is of another model, or there is
+                no such layer.
         """
-        if tokens.dim() != 2:
-            raise ShapeError(f"DNAModel: tokens must be (B, L), got {tuple(tokens.shape)}")
         depth = len(self.blocks)
         if layer is not None and not 0 <= layer <= depth:
             raise ShapeError(f"DNAModel: layer must be 0..{depth} for {depth} blocks, got {layer}")
+        blocks = self._blocks()[:layer]
+        self._check(tokens, ("B", "L"), state, len(blocks))
         x = self.embedding(tokens)
         states = []
-        for index, block in enumerate(self._blocks()[: depth if layer is None else layer]):
+        for index, block in enumerate(blocks):
             x, after = block(x, None if state is None else state[index])
             states.append(after)
         return (self.norm(x) if layer is None else x), tuple(states)
@@ -115,6 +117,7 @@ class DNAModel(nn.Module):
 
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Logits (B, V) after one more token (B,), and the next state."""
+        self._check(tokens, ("B",), state, len(self.blocks))
         x = self.embedding(tokens)
         states = []
         for block, before in zip(self._blocks(), state, strict=True):
@@ -129,6 +132,19 @@ class DNAModel(nn.Module):
     def _blocks(self) -> list[Block]:
         """`blocks` with the type that nn.ModuleList forgets."""
         return cast("list[Block]", list(self.blocks))
+
+    def _check(
+        self, tokens: Tensor, axes: tuple[str, ...], state: ModelState | None, parts: int
+    ) -> None:
+        if tokens.dim() != len(axes) or tokens.dtype not in (torch.int64, torch.int32):
+            raise ShapeError(
+                f"DNAModel: tokens must be int64 ({', '.join(axes)}), got {tokens.dtype} "
+                f"{tuple(tokens.shape)}"
+            )
+        if state is not None and len(state) not in (parts, len(self.blocks)):
+            raise ShapeError(
+                f"DNAModel: state must have {parts} parts, one per block, got {len(state)}"
+            )
 
     def _logits(self, x: Tensor) -> Tensor:
         weight = self.embedding.weight if self.head is None else self.head.weight
@@ -148,7 +164,8 @@ class DNAModel(nn.Module):
         run = (config or RunConfig()).model_copy(update={"model": self.config})
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with staged_file(folder / "model.safetensors") as staging:
-            save_file(weights, staging)
+            # Not save_file: it leaves a file of its own behind when it is killed.
+            staging.write_bytes(save(weights))
         write_run_config(folder, run)
 
     @classmethod
@@ -159,18 +176,47 @@ class DNAModel(nn.Module):
             ArtifactError: a file is missing, broken or of a newer version, or they do not fit.
         """
         folder = Path(folder)
-        model = cls(read_run_config(folder).model)
+        config = read_run_config(folder).model
         path = folder / "model.safetensors"
         if not path.is_file():
             raise ArtifactError(f"{path} does not exist; is {folder} a finished run?")
         try:
-            model.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"{path}: weights do not fit config.json beside it: {reason}"
+                f"{path}: expected safetensors, got a broken file: {error}"
             ) from error
+        # First the outline: a config that asks for terabytes is refused before it gets them.
+        outline = {"embedding.weight": (config.vocab_size, config.d_model)} | {
+            f"blocks.{index}.norm.weight": (config.d_model,) for index in range(len(config.pattern))
+        }
+        _check_weights(path, weights, outline)
+        model = cls(config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        _check_weights(
+            path, weights, shapes | dict.fromkeys(sorted(weights.keys() - shapes.keys()))
+        )
+        model.load_state_dict(weights)
         return model
+
+
+def _check_weights(
+    path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...] | None]
+) -> None:
+    """Refuse `weights` that are not floating point of these shapes; None: there should be none."""
+    for name, shape in shapes.items():
+        expected = "absent" if shape is None else f"floating point {shape}"
+        got = "absent"
+        if name in weights:
+            kind = weights[name].dtype
+            got = (
+                f"{'floating point' if kind.is_floating_point else kind} {(*weights[name].shape,)}"
+            )
+        if got != expected:
+            raise ArtifactError(
+                f"{path}: weights do not fit config.json beside it: {name} must be {expected}, got "
+                f"{got}; the two are not of one run"
+            )
 
 
 def write_run_config(folder: Path, config: RunConfig) -> None:
@@ -198,6 +244,7 @@ def read_run_config(folder: Path) -> RunConfig:
     version = header.pop("version", None)
     if version != _CONFIG_VERSION:
         raise ArtifactError(
-            f"{path}: format version {version}, this dnassm reads {_CONFIG_VERSION}; upgrade dnassm"
+            f"{path}: format version {version!r}, this dnassm reads {_CONFIG_VERSION}; "
+            "upgrade dnassm"
         )
     return RunConfig.checked(header, origin=str(path))

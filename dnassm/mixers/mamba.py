@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dnassm.kernels.causal_conv1d import causal_conv1d
@@ -18,14 +18,22 @@ from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 class MambaConfig(BaseModel):
     """Sizes of a Mamba mixer; the defaults are the paper's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     d_state: int = Field(16, ge=1, le=256, description="states N per channel")
-    d_conv: int = Field(4, ge=2, description="taps of the causal convolution")
-    expand: int = Field(2, ge=1, description="inner width over model width")
-    dt_rank: int | None = Field(None, ge=1, description="rank of the step size; D/16 when None")
+    d_conv: int = Field(4, ge=2, le=64, description="taps of the causal convolution")
+    expand: int = Field(2, ge=1, le=16, description="inner width over model width")
+    dt_rank: int | None = Field(
+        None, ge=1, le=1 << 16, description="rank of the step size; D/16 when None"
+    )
     dt_min: float = Field(1e-3, gt=0, description="smallest initial step size")
     dt_max: float = Field(1e-1, gt=0, description="largest initial step size")
+
+    @model_validator(mode="after")
+    def _steps_are_a_range(self) -> MambaConfig:
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min {self.dt_min} is above dt_max {self.dt_max}")
+        return self
 
 
 class MambaState(NamedTuple):

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dnassm.errors import ShapeError
@@ -21,11 +21,19 @@ _PIECE = 2048
 class S4DConfig(BaseModel):
     """Sizes of an S4D mixer; the defaults are the paper's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    d_state: int = Field(64, ge=2, multiple_of=2, description="real states N; N/2 complex pairs")
+    d_state: int = Field(
+        64, ge=2, le=4096, multiple_of=2, description="real states N; N/2 complex pairs"
+    )
     dt_min: float = Field(1e-3, gt=0, description="smallest initial step size")
     dt_max: float = Field(1e-1, gt=0, description="largest initial step size")
+
+    @model_validator(mode="after")
+    def _steps_are_a_range(self) -> S4DConfig:
+        if self.dt_min > self.dt_max:
+            raise ValueError(f"dt_min {self.dt_min} is above dt_max {self.dt_max}")
+        return self
 
 
 class S4DState(NamedTuple):
@@ -75,7 +83,7 @@ class S4D(SequenceMixer):
         if x.dim() != 3 or x.shape[1] == 0:
             raise ShapeError(f"S4D: x must be (B, L, D) with L > 0, got {tuple(x.shape)}")
         inner = torch.float64 if x.dtype == torch.float64 else torch.float32
-        h = self.init_state(x.shape[0]).ssm if state is None else state.ssm
+        h = self._start(x, state)
         step, C = self._discrete()
         times = torch.arange(min(x.shape[1], _PIECE), device=x.device)
         powers = torch.exp(step.unsqueeze(-1) * times)  # (D, N/2, L), shared by all pieces
@@ -89,7 +97,7 @@ class S4D(SequenceMixer):
     def step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
         """(B, D) -> (B, D), and the next state: the recurrence itself, equation 2 discretised."""
         step, C = self._discrete()
-        h = torch.exp(step) * state.ssm + x.unsqueeze(-1)
+        h = torch.exp(step) * self._start(x, state) + x.unsqueeze(-1)
         y = 2 * (C * h).sum(-1).real + self.D * x
         return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1), S4DState(h)
 
@@ -98,6 +106,14 @@ class S4D(SequenceMixer):
         shape = (batch, *self.A_imag.shape)
         inner = torch.promote_types(self.C.dtype, torch.float32)
         return S4DState(torch.zeros(shape, dtype=inner.to_complex(), device=self.C.device))
+
+    def _start(self, x: Tensor, state: S4DState | None) -> Tensor:
+        expected = (x.shape[0], *self.A_imag.shape)
+        if state is None:
+            return self.init_state(x.shape[0]).ssm
+        if tuple(state.ssm.shape) != expected:
+            raise ShapeError(f"S4D: state must be {expected}, got {tuple(state.ssm.shape)}")
+        return state.ssm
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """dt A and the discrete C (B folded in, B = 1): each (D, N/2) complex."""
