@@ -32,7 +32,9 @@ class Interval:
                 f"interval {self.contig}:[{self.start}, {self.end}): expected 0 <= start <= end (0-based, half-open)"
             )
         if self.strand not in ("+", "-"):
-            raise GenomeError(f"interval {self.contig}: strand must be '+' or '-', got {self.strand!r}")
+            raise GenomeError(
+                f"interval {self.contig}: strand must be '+' or '-', got {self.strand!r}"
+            )
 
     def __len__(self) -> int:
         return self.end - self.start
