@@ -1,0 +1,104 @@
+"""What next and masked show and ask, and what the loss makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dnassm.config import ObjectiveConfig
+from dnassm.data.tokenizer import TOKENIZERS
+from dnassm.task import IGNORED, TASKS, token_loss
+
+SINGLE = TOKENIZERS["single"]()
+BASES = torch.tensor(sorted(SINGLE.bases.values()))
+UNKNOWN = torch.tensor(SINGLE.ignore_ids)
+
+
+def objective(name, **settings):
+    return TASKS[name](ObjectiveConfig(name=name, **settings), SINGLE)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    """Bases with one in eight position N or padding."""
+    drawn = BASES[torch.randint(len(BASES), shape, generator=generator(1))]
+    other = UNKNOWN[torch.randint(len(UNKNOWN), shape, generator=generator(2))]
+    return torch.where(torch.rand(shape, generator=generator(3)) < 0.125, other, drawn)
+
+
+def test_the_target_of_next_is_the_token_after():
+    given = tokens(3, 64)
+    inputs, targets = objective("next").prepare(given, generator())
+    assert torch.equal(inputs, given)
+    assert (targets[:, -1] == IGNORED).all()
+    counted = targets[:, :-1] != IGNORED
+    assert torch.equal(targets[:, :-1][counted], given[:, 1:][counted])
+    assert torch.equal(counted, torch.isin(given[:, 1:], BASES))
+
+
+@pytest.mark.parametrize("prepare", ["prepare", "prepare_held_out"])
+def test_masked_targets_are_the_bases_that_were_there_and_the_rest_is_untouched(prepare):
+    given = tokens(8, 256)
+    inputs, targets = getattr(objective("masked"), prepare)(given, generator())
+    chosen = targets != IGNORED
+    assert torch.equal(targets[chosen], given[chosen])
+    assert torch.equal(inputs[~chosen], given[~chosen])
+    assert torch.isin(inputs[chosen], torch.cat([BASES, torch.tensor([SINGLE.mask_id])])).all()
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5])
+def test_masked_chooses_its_share_and_shows_it_80_10_10(ratio):
+    given = BASES[torch.randint(len(BASES), (64, 2048), generator=generator(4))]
+    inputs, targets = objective("masked", mask_ratio=ratio).prepare(given, generator())
+    chosen = targets != IGNORED
+    n = int(chosen.sum())
+    # Five standard deviations of a binomial share.
+    assert abs(n / given.numel() - ratio) < 5 * math.sqrt(ratio * (1 - ratio) / given.numel())
+    masked = inputs[chosen] == SINGLE.mask_id
+    same = inputs[chosen] == given[chosen]
+    # A random base is the old one in a quarter of its cases.
+    for share, expected in ((masked, 0.8), (same, 0.125), (~masked & ~same, 0.075)):
+        sigma = math.sqrt(expected * (1 - expected) / n)
+        assert abs(float(share.float().mean()) - expected) < 5 * sigma
+
+
+def test_no_target_of_a_measurement_can_be_seen():
+    inputs, targets = objective("masked").prepare_held_out(tokens(8, 256), generator())
+    assert (inputs[targets != IGNORED] == SINGLE.mask_id).all()
+
+
+def test_token_loss_is_the_mean_of_minus_log_p_by_hand():
+    logits = torch.randn(2, 5, 8, generator=generator(), dtype=torch.float32)
+    targets = torch.tensor([[0, 1, IGNORED, 3, 2], [IGNORED, 1, 1, IGNORED, 0]])
+    by_hand = [
+        -math.log(math.exp(logits[b, t, k]) / sum(math.exp(x) for x in logits[b, t]))
+        for b in range(2)
+        for t in range(5)
+        if (k := int(targets[b, t])) != IGNORED
+    ]
+    assert float(token_loss(logits, targets)) == pytest.approx(sum(by_hand) / 7, rel=1e-6)
+
+
+def test_positions_that_do_not_count_get_no_gradient():
+    logits = torch.randn(2, 5, 8, generator=generator(), requires_grad=True)
+    targets = torch.full((2, 5), IGNORED)
+    targets[0, 1] = 2
+    token_loss(logits, targets).backward()
+    by_hand = logits.detach()[0, 1].softmax(-1) - F.one_hot(torch.tensor(2), 8)
+    torch.testing.assert_close(logits.grad[0, 1], by_hand)
+    logits.grad[0, 1] = 0
+    assert (logits.grad == 0).all()
+
+
+def test_without_any_target_loss_and_gradient_are_zero():
+    logits = torch.randn(2, 5, 8, generator=generator(), requires_grad=True)
+    loss = token_loss(logits, torch.full((2, 5), IGNORED))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert (logits.grad == 0).all()
