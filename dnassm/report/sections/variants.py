@@ -17,7 +17,7 @@ _STRONGEST = 10
 _COLUMNS = (
     Column(key="id", title="Variant", form="code"),
     Column(key="contig", title="Contig", form="code"),
-    Column(key="position", title="Position", form="count"),
+    Column(key="position", title="Position (0-based)", form="count"),
     Column(key="change", title="Change", form="code"),
     Column(key="effect", title="Effect"),
     Column(key="score", title="Score", form="float"),
@@ -64,7 +64,7 @@ def _variant(record: Any, path: Path) -> dict[str, Any]:
     effect = record.get("effect")
     change = f"{_allele(record.get('ref'))}→{_allele(record.get('alt'))}"
     return {
-        "id": str(record.get("id") or f"{contig}:{position}"),
+        "id": str(record.get("id") or f"{contig}:{position + 1}"),
         "contig": contig,
         "position": position,
         "change": change,
