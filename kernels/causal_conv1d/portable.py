@@ -29,11 +29,12 @@ def conv(
     width = weight.shape[1]
     past = x.new_zeros(batch, width - 1, channels) if initial_state is None else initial_state
     inputs = torch.cat([past.to(x.dtype), x], dim=1)
-    taps = weight.to(inner)
-    y = inputs[:, :length].to(inner) * taps[:, 0]
+    # Widened once, before the taps: their gradients then add up in `inner` as well.
+    wide, taps = inputs.to(inner), weight.to(inner)
+    y = wide[:, :length] * taps[:, 0]
     for k in range(1, width):
-        y = torch.addcmul(y, inputs[:, k : k + length].to(inner), taps[:, k])
+        y = torch.addcmul(y, wide[:, k : k + length], taps[:, k])
     if bias is not None:
         y = y + bias.to(inner)
-    state = inputs[:, inputs.shape[1] - (width - 1) :]
+    state = inputs[:, inputs.shape[1] - (width - 1) :].clone()  # a view keeps (B, L, D) alive
     return (F.silu(y) if silu else y).to(x.dtype), state

@@ -1,0 +1,75 @@
+"""On what every backend is tested and timed, and how near it must come to the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """Largest error of a tensor against float64, relative to that tensor."""
+
+    rms: float
+    """Root mean square of the error over that of the tensor."""
+    worst: float
+    """Largest error over the largest element."""
+    why: str
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-14, 1e-14, "eps 2e-16, a handful of taps"),
+    torch.float32: Tolerance(1e-5, 1e-5, "eps 6e-8, times sqrt(B*L) = 90 for weight and bias"),
+    torch.bfloat16: Tolerance(4e-3, 8e-3, "one rounding of the result to 8 bits; sums in float32"),
+    torch.float16: Tolerance(6e-4, 1e-3, "one rounding of the result to 11 bits; sums in float32"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes of one input."""
+
+    batch: int = 2
+    length: int = 65
+    channels: int = 6
+    width: int = 4
+    bare: bool = False
+    """Without bias and initial_state."""
+    strided: bool = False
+    """Inputs are slices of wider tensors, as a projection leaves them."""
+
+    def inputs(
+        self, dtype: torch.dtype, *, device: str = "cpu", seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Tensor arguments of `causal_conv1d` by name; weight and bias at least float32."""
+        generator = torch.Generator().manual_seed(seed)
+        wide = torch.promote_types(dtype, torch.float32)
+        shapes = {
+            "x": ((self.batch, self.length, self.channels), dtype),
+            "weight": ((self.channels, self.width), wide),
+        }
+        if not self.bare:
+            shapes["bias"] = ((self.channels,), wide)
+            shapes["initial_state"] = ((self.batch, self.width - 1, self.channels), dtype)
+        tensors = {}
+        for name, (shape, kind) in shapes.items():
+            values = torch.randn(shape, generator=generator, dtype=torch.float64).to(kind)
+            if self.strided:
+                wider = torch.full((*shape[:-1], 2 * shape[-1]), torch.nan, dtype=kind)
+                wider[..., 1::2] = values
+                values = wider[..., 1::2]
+            tensors[name] = values.to(device)
+        return tensors
+
+
+CASES = {
+    **{f"length {n}": Case(length=n) for n in (1, 2, 3, 4, 31, 64, 65, 1000, 4097)},
+    **{f"width {k}": Case(width=k) for k in (1, 2, 3, 7)},
+    "wider than long": Case(length=3, width=9),
+    "bare": Case(bare=True),
+    "one channel": Case(channels=1),
+    "strided": Case(strided=True),
+    "strided, one row": Case(strided=True, batch=1),
+}

@@ -1,0 +1,123 @@
+"""On what every backend is tested and timed, and how near it must come to the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """Largest error of a tensor against float64, relative to that tensor."""
+
+    rms: float
+    """Root mean square of the error over that of the tensor."""
+    worst: float
+    """Largest error over the largest element; an error in one place does not drown in the mean."""
+    why: str
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-12, 1e-12, "eps 2e-16, some thousand steps and sums"),
+    torch.float32: Tolerance(3e-6, 1e-5, "eps 6e-8, times sqrt(L) = 64 at L 4097, random signs"),
+    torch.bfloat16: Tolerance(4e-3, 8e-3, "one rounding of the result to 8 bits; sums in float32"),
+    torch.float16: Tolerance(6e-4, 1e-3, "one rounding of the result to 11 bits; sums in float32"),
+}
+# exp(d A) near 1 is rounded to a multiple of 6e-8: each step multiplies what is remembered by up to
+# 3e-8 too much or too little, and where d A does not change from step to step the errors add up.
+LONG_MEMORY = Tolerance(2e-4, 4e-4, "3e-8 per step, always in one direction, 4097 steps")
+
+LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 1000, 4097)
+"""Tiny, around the edges of chunks and segments, not a power of two, one past a chunk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes and ranges of one input."""
+
+    batch: int = 2
+    length: int = 65
+    channels: int = 6
+    groups: int = 1
+    states: int = 4
+    step: tuple[float, float] = (1e-3, 1e-1)
+    """Range of softplus(dt + dt_bias), log-uniform; Mamba's initial range."""
+    decay: tuple[float, float] = (1.0, 16.0)
+    """Range of -A, log-uniform."""
+    bare: bool = False
+    """Without D, z, dt_bias, initial_state and softplus."""
+    strided: bool = False
+    """Inputs are slices of wider tensors, as a projection leaves them."""
+
+    def inputs(
+        self, dtype: torch.dtype, *, device: str = "cpu", seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Tensor arguments of `selective_scan` by name; A, D, dt_bias, state at least float32."""
+        generator = torch.Generator().manual_seed(seed)
+        wide = torch.promote_types(dtype, torch.float32)
+        sequence = (self.batch, self.length, self.channels)
+        maps = (self.batch, self.length, self.groups, self.states)
+        step = _log_uniform(sequence, self.step, generator)
+        tensors = {
+            "x": torch.randn(sequence, generator=generator, dtype=torch.float64).to(dtype),
+            "B": torch.randn(maps, generator=generator, dtype=torch.float64).to(dtype),
+            "C": torch.randn(maps, generator=generator, dtype=torch.float64).to(dtype),
+        }
+        decay = _log_uniform((self.channels, self.states), self.decay, generator)
+        tensors["A"] = -decay.to(wide)
+        if self.bare:
+            tensors["dt"] = step.to(dtype)
+        else:
+            bias, skip = torch.randn((2, self.channels), generator=generator, dtype=torch.float64)
+            state = torch.randn(
+                (self.batch, self.channels, self.states), generator=generator, dtype=torch.float64
+            )
+            gate = torch.randn(sequence, generator=generator, dtype=torch.float64)
+            before_softplus = step + torch.log(-torch.expm1(-step))
+            tensors["dt"] = (before_softplus - bias).to(dtype)
+            tensors["dt_bias"], tensors["D"] = bias.to(wide), skip.to(wide)
+            tensors["z"], tensors["initial_state"] = gate.to(dtype), state.to(wide)
+        if self.strided:
+            tensors = {name: _strided(tensor) for name, tensor in tensors.items()}
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _log_uniform(
+    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    low, high = torch.tensor(bounds, dtype=torch.float64).log()
+    share = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return torch.exp(low + (high - low) * share)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    """The same values as a slice of a tensor twice as wide, NaN in between."""
+    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype)
+    wide[..., ::2] = tensor
+    return wide[..., ::2]
+
+
+CASES = {
+    **{f"length {length}": Case(length=length) for length in LENGTHS},
+    "bare": Case(bare=True),
+    "bare, long": Case(bare=True, length=1000),
+    "one channel, one state": Case(channels=1, states=1),
+    "two groups": Case(groups=2, length=130),
+    "a group per channel": Case(groups=6),
+    "many states": Case(batch=1, channels=2, states=256, length=33),
+    "steps from 1e-4 to 10, decay from 1e-3 to 64": Case(
+        step=(1e-4, 10.0), decay=(1e-3, 64.0), length=1000
+    ),
+    "everything forgotten at once": Case(step=(10.0, 10.0), decay=(64.0, 64.0)),
+    "strided": Case(strided=True, groups=2),
+    "strided, one row": Case(strided=True, batch=1, length=200),
+    "wide": Case(batch=1, channels=96, states=16, length=300),
+}
+
+LONG = {
+    "random small steps": Case(batch=1, length=4097, step=(1e-4, 1e-3), decay=(1e-3, 1e-2)),
+    "the same small step": Case(batch=1, length=4097, step=(1e-4, 1e-4), decay=(1e-3, 1e-3)),
+}
+"""d A so small that the state at the start is still there at the end; for float32."""

@@ -1,0 +1,453 @@
+"""Every backend of the selective scan is held to the float64 reference, in values and gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dnassm.errors import BackendError, ShapeError
+from dnassm.kernels.selective_scan import (
+    BACKENDS,
+    cases,
+    portable,
+    selective_scan,
+    selective_scan_step,
+)
+from dnassm.kernels.selective_scan.cases import Case, Tolerance
+
+NAMES = list(BACKENDS.all())
+FAST = [name for name in NAMES if name != "reference"]
+DTYPES = list(cases.TOLERANCES)
+
+Results = dict[str, Tensor]
+
+
+def weights_of(results: tuple[Tensor, ...], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Random weights of a loss that sees every element of every result."""
+    generator = torch.Generator().manual_seed(99)
+    return [
+        torch.randn(result.shape, generator=generator, dtype=torch.float64).to(
+            dtype or result.dtype
+        )
+        for result in results
+    ]
+
+
+def run(
+    inputs: dict[str, Tensor], backend: str, weights: list[Tensor] | None = None
+) -> tuple[Results, list[Tensor]]:
+    """Values and gradients by name; the loss goes through y and through the final state."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    softplus = "dt_bias" in inputs
+    results = selective_scan(**leaves, dt_softplus=softplus, backend=backend)
+    weights = weights or weights_of(results)
+    torch.autograd.backward(results, [w.to(r.dtype) for w, r in zip(weights, results, strict=True)])
+    gradients = {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+    return {"y": results[0].detach(), "state": results[1].detach(), **gradients}, weights
+
+
+def truth(inputs: dict[str, Tensor], weights: list[Tensor]) -> Results:
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    return run(exact, "reference", [weight.double() for weight in weights])[0]
+
+
+def assert_near(got: Results, want: Results, tolerance: Tolerance) -> None:
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        error = got[name].double() - expected
+        assert got[name].shape == expected.shape, name
+        # 1e-30: what is forgotten at once, exp(-640), is nothing in float32.
+        rms = error.square().mean().sqrt() / (expected.square().mean().sqrt() + 1e-30)
+        worst = error.abs().max() / (expected.abs().max() + 1e-30)
+        assert rms <= tolerance.rms, f"{name}: rms {rms:.2g} > {tolerance.rms} ({tolerance.why})"
+        assert worst <= tolerance.worst, f"{name}: worst {worst:.2g} > {tolerance.worst}"
+
+
+def runnable(name: str, inputs: dict[str, Tensor]) -> str:
+    reason = BACKENDS.all()[name].supports(list(inputs.values()))
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return name
+
+
+# Against the reference
+
+
+def test_reference_and_portable_are_found():
+    assert {"reference", "portable"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", cases.CASES.values(), ids=cases.CASES)
+@pytest.mark.parametrize("backend", FAST)
+def test_values_and_every_gradient_are_those_of_the_reference(backend, case, dtype):
+    if dtype != torch.float32 and case.length > 1000:
+        pytest.skip("the longest length is for float32")
+    inputs = case.inputs(dtype)
+    got, weights = run(inputs, runnable(backend, inputs))
+    assert_near(got, truth(inputs, weights), cases.TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("case", cases.LONG.values(), ids=cases.LONG)
+@pytest.mark.parametrize("backend", FAST)
+def test_memory_survives_thousands_of_steps_in_float32(backend, case):
+    inputs = case.inputs(torch.float32)
+    got, weights = run(inputs, runnable(backend, inputs))
+    want = truth(inputs, weights)
+    assert_near(got, want, cases.LONG_MEMORY)
+    # The state before position 0 still weighs on the last one: forgetting it would be seen.
+    assert want["dinitial_state"].abs().mean() > 0.3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", NAMES)
+def test_y_has_the_dtype_of_x_and_the_state_that_of_a(backend, dtype):
+    inputs = Case().inputs(dtype)
+    y, state = selective_scan(**inputs, backend=runnable(backend, inputs))
+    assert y.dtype == dtype
+    assert state.dtype == inputs["A"].dtype
+
+
+def test_the_reference_is_the_closed_form_for_a_constant_input():
+    """h[L] = (1 - a^L) / (1 - a) d b x for constant a = exp(d A): an answer from outside."""
+    steps, d, decay = 50, 0.3, -0.7
+    one = torch.ones(1, steps, 1, dtype=torch.float64)
+    maps = torch.ones(1, steps, 1, 1, dtype=torch.float64)
+    A = torch.full((1, 1), decay, dtype=torch.float64)
+    y, state = selective_scan(
+        2 * one, d * one, A, 3 * maps, 5 * maps, dt_softplus=False, backend="reference"
+    )
+    a = torch.exp(torch.tensor(d * decay, dtype=torch.float64))
+    powers = a ** torch.arange(1, steps + 1)
+    h = (1 - powers) / (1 - a) * d * 3 * 2
+    torch.testing.assert_close(y[0, :, 0], 5 * h)
+    torch.testing.assert_close(state[0, 0, 0], h[-1])
+
+
+def test_the_reference_applies_bias_softplus_skip_and_gate_as_written():
+    inputs = Case(length=1, channels=2, states=1, batch=1).inputs(torch.float64)
+    x, z, A = inputs["x"][0, 0], inputs["z"][0, 0], inputs["A"][:, 0]
+    d = torch.log(1 + torch.exp(inputs["dt"][0, 0] + inputs["dt_bias"]))
+    h = torch.exp(d * A) * inputs["initial_state"][0, :, 0] + d * inputs["B"][0, 0, 0, 0] * x
+    want = (inputs["C"][0, 0, 0, 0] * h + inputs["D"] * x) * z / (1 + torch.exp(-z))
+    y, state = selective_scan(**inputs, backend="reference")
+    torch.testing.assert_close(y[0, 0], want)
+    torch.testing.assert_close(state[0, :, 0], h)
+
+
+# Laws of every backend
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("bare", [False, True], ids=["all arguments", "bare"])
+def test_gradients_are_those_of_finite_differences(backend, bare):
+    inputs = Case(length=7, channels=4, groups=2, states=3, bare=bare).inputs(torch.float64)
+    names = list(inputs)
+
+    def op(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        given = dict(zip(names, tensors, strict=True))
+        return selective_scan(**given, dt_softplus=not bare, backend=backend)
+
+    leaves = [inputs[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(op, leaves)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (64,), (50, 51, 180)], ids=str)
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_chain_of_calls_through_states_is_one_call(backend, cuts):
+    inputs = Case(length=200, groups=2).inputs(torch.float64)
+    along_time = ("x", "dt", "B", "C", "z")
+    whole, weights = run(inputs, backend)
+
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    state, outputs = leaves["initial_state"], []
+    edges = [0, *cuts, 200]
+    for start, end in itertools.pairwise(edges):
+        part = {n: t[:, start:end] if n in along_time else t for n, t in leaves.items()}
+        y, state = selective_scan(**{**part, "initial_state": state}, backend=backend)
+        outputs.append(y)
+    results = (torch.cat(outputs, 1), state)
+    torch.autograd.backward(results, weights)
+    chained = {"y": results[0].detach(), "state": state.detach()}
+    chained |= {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+    assert_near(chained, whole, cases.TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_step_is_a_scan_of_length_one(backend):
+    inputs = Case(length=5).inputs(torch.float64)
+    whole, end = selective_scan(**inputs, backend=backend)
+    state = inputs["initial_state"]
+    for t in range(5):
+        now = {n: inputs[n][:, t] for n in ("x", "dt", "B", "C", "z")}
+        before = state.clone()
+        y, after = selective_scan_step(
+            now["x"],
+            now["dt"],
+            inputs["A"],
+            now["B"],
+            now["C"],
+            state,
+            D=inputs["D"],
+            z=now["z"],
+            dt_bias=inputs["dt_bias"],
+        )
+        assert torch.equal(state, before)
+        torch.testing.assert_close(y, whole[:, t])
+        state = after
+    torch.testing.assert_close(state, end)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_row_alone_is_the_row_in_its_batch(backend):
+    inputs = Case(batch=5, length=150).inputs(torch.float64)
+    together, weights = run(inputs, backend)
+    shared = ("A", "D", "dt_bias")
+    alone = {n: t if n in shared else t[3:4] for n, t in inputs.items()}
+    row, _ = run(alone, backend, [weight[3:4] for weight in weights])
+    per_row = {n: t for n, t in row.items() if n.removeprefix("d") not in shared}
+    assert_near(per_row, {n: together[n][3:4] for n in per_row}, cases.TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_nan_in_one_row_stays_in_its_row(backend):
+    inputs = Case(batch=3, length=150).inputs(torch.float32)
+    clean, _ = selective_scan(**inputs, backend=backend)
+    inputs["x"][1, 40] = torch.nan
+    y, state = selective_scan(**inputs, backend=backend)
+    assert torch.equal(y[[0, 2]], clean[[0, 2]])
+    assert torch.equal(y[1, :40], clean[1, :40])
+    assert y[1, 40:].isnan().all()
+    assert state[1].isnan().all()
+
+
+@pytest.mark.parametrize("batch", [1, 16], ids=["segments", "one segment"])
+@pytest.mark.parametrize("backend", FAST)
+def test_every_run_gives_the_same_bits(backend, batch):
+    inputs = Case(batch=batch, length=300, channels=64, states=16).inputs(torch.float32)
+    first, weights = run(inputs, runnable(backend, inputs))
+    for _ in range(3):
+        again, _ = run(inputs, backend, weights)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("backend", NAMES)
+def test_inputs_are_not_changed(backend, batch):
+    inputs = Case(batch=batch, length=130).inputs(torch.float32)
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    versions = {name: tensor._version for name, tensor in inputs.items()}
+    run(inputs, backend)
+    assert {name: tensor._version for name, tensor in inputs.items()} == versions
+    assert all(torch.equal(inputs[name], before[name]) for name in inputs)
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "z", "D", "initial_state"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("backend", NAMES)
+def test_an_input_changed_before_the_backward_is_noticed_or_does_not_matter(backend, batch, name):
+    inputs = Case(batch=batch, length=70).inputs(torch.float64)
+    want, weights = run(inputs, backend)
+    leaves = {n: tensor.clone().requires_grad_() for n, tensor in inputs.items()}
+    results = selective_scan(**leaves, backend=backend)
+    with torch.no_grad():
+        leaves[name].mul_(2)
+    try:
+        torch.autograd.backward(results, weights)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return
+    got = {f"d{n}": leaf.grad for n, leaf in leaves.items()}
+    assert_near(got, {n: want[n] for n in got}, cases.TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_state_may_be_changed_by_its_owner_after_the_call(backend):
+    inputs = Case(length=130).inputs(torch.float64)
+    want, weights = run(inputs, backend)
+    leaves = {n: tensor.clone().requires_grad_() for n, tensor in inputs.items()}
+    y, state = selective_scan(**leaves, backend=backend)
+    state.detach().zero_()
+    y.backward(weights[0])
+    assert torch.isfinite(leaves["A"].grad).all()
+    torch.testing.assert_close(y.detach(), want["y"])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_autocast_does_not_lower_the_precision_inside(backend):
+    inputs = Case(length=200, channels=16, states=16).inputs(torch.float32)
+    plain, weights = run(inputs, runnable(backend, inputs))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, _ = run(inputs, backend, weights)
+    assert all(torch.equal(mixed[name], plain[name]) for name in plain)
+
+
+def test_a_second_derivative_is_refused_by_the_portable_path():
+    inputs = Case(length=5).inputs(torch.float64)
+    inputs["x"].requires_grad_()
+    y, _ = selective_scan(**inputs, backend="portable")
+    (gradient,) = torch.autograd.grad(y.square().sum(), inputs["x"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+# Layouts of the portable path
+
+
+LAYOUTS = {
+    # name: width, shortest segment, buffer
+    "one segment, long chunks": (1, 64, 1 << 20),
+    "one segment, chunks of 4": (1, 64, 1),
+    "many short segments": (1 << 30, 1, 1 << 20),
+    "segments of 3 steps in chunks of 4": (1 << 30, 3, 1),
+    "segments of 7 steps": (1 << 30, 7, 1 << 20),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 64, 101])
+@pytest.mark.parametrize(("width", "shortest", "buffer"), LAYOUTS.values(), ids=LAYOUTS)
+def test_no_layout_changes_the_result(monkeypatch, width, shortest, buffer, length):
+    monkeypatch.setitem(portable._WIDTH, "cpu", width)
+    monkeypatch.setitem(portable._BUFFER, "cpu", buffer)
+    monkeypatch.setattr(portable, "_SHORTEST_SEGMENT", shortest)
+    inputs = Case(length=length, groups=2).inputs(torch.float64)
+    got, weights = run(inputs, "portable")
+    assert_near(got, truth(inputs, weights), cases.TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64, 4096])
+@pytest.mark.parametrize("length", [1, 63, 64, 129, 4097, 1 << 20])
+@pytest.mark.parametrize("state_size", [1, 4096, 1 << 17])
+def test_a_layout_covers_the_length_and_wastes_little(batch, length, state_size):
+    layout = portable._layout(batch, length, state_size, "cpu")
+    assert layout.steps % layout.chunk == 0
+    padded = layout.segments * layout.steps
+    assert length <= padded
+    assert padded <= max(2 * length, length + layout.chunk)
+
+
+def test_small_batches_are_cut_into_segments_and_large_ones_are_not():
+    assert portable._layout(1, 4096, 256, "cpu").segments > 1
+    assert portable._layout(16, 4096, 4096, "cpu").segments == 1
+
+
+def test_padding_leaves_the_state_untouched(monkeypatch):
+    """Inputs that would change a state visibly if a padded position were counted."""
+    monkeypatch.setitem(portable._BUFFER, "cpu", 1)
+    inputs = Case(length=5, step=(10.0, 10.0)).inputs(torch.float64)
+    assert portable._layout(2, 5, 24, "cpu") == (1, 8, 4)
+    _, state = selective_scan(**inputs, backend="portable")
+    _, want = selective_scan(**inputs, backend="reference")
+    torch.testing.assert_close(state, want)
+
+
+# Memory
+
+
+def peak_bytes(case: Case) -> int:
+    """Most bytes alive at one moment of forward and backward, inputs not counted."""
+    leaves = {n: t.requires_grad_() for n, t in case.inputs(torch.float32).items()}
+    activity = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
+        y, state = selective_scan(**leaves, backend="portable")
+        (y.sum() + state.sum()).backward()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    alive = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        alive += size
+        peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("batch", [1, 16], ids=["segments", "one segment"])
+def test_memory_is_linear_in_length_and_far_below_a_state_per_position(batch):
+    states, channels = 64, 32
+    peaks = {
+        length: peak_bytes(Case(batch=batch, length=length, channels=channels, states=states))
+        for length in (512, 1024, 2048)
+    }
+    first, second = peaks[1024] - peaks[512], peaks[2048] - peaks[1024]
+    assert second <= 2.1 * first
+    # Per position and channel: gradients of x, dt, z and u, d, dy, y in both orders of axes, and
+    # N / chunk marks. A state per position would be N = 64 alone, its decays and adjoint the same.
+    assert second / (4 * batch * 1024 * channels) <= 24
+
+
+# Bad input
+
+GOOD = Case(batch=2, length=3, channels=4, groups=2, states=5)
+BAD = {
+    "x": ["x must be .B, L, D.", lambda t: t[0]],
+    "x without positions": ["x must be .B, L, D.*0", lambda t: t[:, :0]],
+    "x without rows": ["x must be .B, L, D.*0", lambda t: t[:0]],
+    "x without channels": ["x must be .B, L, D.*0", lambda t: t[..., :0]],
+    "x of integers": ["x must be floating point, got torch.int64", lambda t: t.long()],
+    "x elsewhere": ["dt is on cpu, x on meta", lambda t: t.to("meta")],
+    "dt": [r"dt must be \(2, 3, 4\) like x, got \(2, 2, 4\)", lambda t: t[:, 1:]],
+    "dt of integers": ["dt must be floating point", lambda t: t.int()],
+    "A": ["A must be .D, N. with D = 4", lambda t: t[1:]],
+    "A without states": ["A must be .D, N. with D = 4 and N > 0", lambda t: t[:, :0]],
+    "A complex": ["A must be float32 or float64.*complex64", lambda t: t.to(torch.complex64)],
+    "A of bf16": ["A must be float32 or float64.*bfloat16", lambda t: t.bfloat16()],
+    "A elsewhere": ["A is on meta, x on cpu", lambda t: t.to("meta")],
+    "B": [r"B must be \(B, L, G, N\) = \(2, 3, G, 5\)", lambda t: t[..., 1:]],
+    "B of three axes": ["B must be .B, L, G, N.", lambda t: t[:, :, 0]],
+    "B without groups": ["B must be .B, L, G, N.", lambda t: t[:, :, :0]],
+    "B of three groups": [".*G a divisor of 4", lambda t: t[:, :, [0, 1, 1]]],
+    "B of one group": ["B and C must share a shape", lambda t: t[:, :, :1]],
+    "C": [r"C must be \(B, L, G, N\) = \(2, 3, G, 5\)", lambda t: t[:, 1:]],
+    "C of booleans": ["C must be floating point, got torch.bool", lambda t: t > 0],
+    "D": [r"D must be \(4,\), got \(3,\)", lambda t: t[1:]],
+    "D of integers": ["D must be floating point", lambda t: t.long()],
+    "z": [r"z must be \(2, 3, 4\), got \(1, 3, 4\)", lambda t: t[:1]],
+    "z elsewhere": ["z is on meta, x on cpu", lambda t: t.to("meta")],
+    "dt_bias": [r"dt_bias must be \(4,\)", lambda t: t[None]],
+    "initial_state": [r"initial_state must be \(2, 4, 5\)", lambda t: t.transpose(1, 2)],
+    "initial_state of integers": ["initial_state must be floating", lambda t: t.long()],
+}
+
+
+@pytest.mark.parametrize(("message", "spoil"), BAD.values(), ids=BAD)
+def test_a_bad_argument_is_named(request, message, spoil):
+    name = request.node.callspec.id.split(" ")[0]
+    inputs = GOOD.inputs(torch.float32)
+    inputs[name] = spoil(inputs[name])
+    with pytest.raises(ShapeError, match=f"^selective_scan: {message}"):
+        selective_scan(**inputs)
+
+
+def test_every_argument_has_a_bad_case():
+    assert {name.split(" ")[0] for name in BAD} == set(GOOD.inputs(torch.float32))
+
+
+def test_an_unknown_backend_is_named_with_those_that_exist():
+    with pytest.raises(BackendError, match=r"no backend 'no-such'; have auto, portable, reference"):
+        selective_scan(**GOOD.inputs(torch.float32), backend="no-such")
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    monkeypatch.setattr(portable, "supports", lambda tensors: "it is Sunday")
+    with pytest.raises(BackendError, match="'portable' cannot run here: it is Sunday"):
+        selective_scan(**GOOD.inputs(torch.float32), backend="portable")
+
+
+def test_auto_takes_the_next_backend_when_the_preferred_one_cannot_run(monkeypatch):
+    inputs = GOOD.inputs(torch.float64)
+    want, _ = selective_scan(**inputs, backend="reference")
+    monkeypatch.setattr(portable, "supports", lambda tensors: "it is Sunday")
+    assert torch.equal(selective_scan(**inputs)[0], want)
+
+
+def test_when_no_backend_can_run_every_reason_is_given(monkeypatch):
+    for module in BACKENDS.all().values():
+        monkeypatch.setattr(module, "supports", lambda tensors: "it is Sunday")
+    with pytest.raises(BackendError, match=r"portable: it is Sunday; reference: it is Sunday"):
+        selective_scan(**GOOD.inputs(torch.float32))
