@@ -29,7 +29,8 @@ class Interval:
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
             raise GenomeError(
-                f"interval {self.contig}:[{self.start}, {self.end}): expected 0 <= start <= end (0-based, half-open)"
+                f"interval {self.contig}:[{self.start}, {self.end}): expected 0 <= start <= end "
+                "(0-based, half-open)"
             )
         if self.strand not in ("+", "-"):
             raise GenomeError(

@@ -40,7 +40,7 @@ class LabelError(DnassmError, ValueError):
 
 
 class ArtifactError(DnassmError, OSError):
-    """An artifact cannot be read or written: missing, of a newer version, target taken, disk full."""
+    """An artifact cannot be read or written: missing, too new, target taken, disk full."""
 
 
 class MissingExtraError(DnassmError, ImportError):
