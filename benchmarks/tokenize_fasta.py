@@ -1,6 +1,6 @@
 """Speed and memory of `dnassm tokenize` on one core: MB of FASTA per second, peak RSS, stages.
 
-    taskset -c 0 python benchmarks/tokenize.py --out benchmarks/results/tokenize.json
+    taskset -c 0 python benchmarks/tokenize_fasta.py --out benchmarks/results/tokenize.json
 
 Every measurement is a process of its own with one thread. `cpu` is the time the process computed,
 `wall` includes waiting for the disk (the store is flushed to it) and for other programs.
