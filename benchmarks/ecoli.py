@@ -77,16 +77,16 @@ def draw() -> None:
         tokens = [point["tokens"] / 1e6 for point in curve]
         axes.plot(tokens, [point["valid_bits"] for point in curve], color=colour, lw=1.8)
         axes.annotate(
-            f"{name}\n{run['bits_per_base']:.3f} on all of it",
+            f"{name.replace(', ', chr(10))}\n{run['bits_per_base']:.3f} on all held-out bases",
             (tokens[-1], curve[-1]["valid_bits"]),
-            xytext=(-4, 26),
+            xytext=(6, 0),
             textcoords="offset points",
             color=colour,
-            ha="right",
+            va="center",
         )
     _markov_line(axes, results["baselines"])
-    axes.set(xscale="log", xlabel="million tokens read", ylabel="bits per held-out base")
-    axes.set_ylim(top=1.985)
+    axes.set(xlabel="million tokens read", ylabel="bits per held-out base", xlim=(0, 78))
+    axes.set_ylim(bottom=1.835)
     axes.spines[["top", "right"]].set_visible(False)
     with staged_file(FIGURE) as staging:
         figure.savefig(staging, format="svg", metadata={"Date": None})
