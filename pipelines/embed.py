@@ -55,13 +55,13 @@ def command(
     as_json: bool,
     **source: Any,
 ) -> None:
-    r"""Embed with the model of RUN; memory does not grow with the length of a sequence.
+    """Embed with the model of RUN; memory does not grow with the length of a sequence.
 
     \b
     dnassm embed RUN --fasta genes.fa --out genes.h5ad
     dnassm embed RUN --genome STORE --windows 1000:500 --split test --out test.parquet
     dnassm embed RUN --genome STORE --bed peaks.bed --pool max --strand both --out peaks.npy
-    """
+    """  # noqa: D301  click marks with it what it must not wrap
     import json
 
     from dnassm.embedding import EmbedOptions, Source, embed_file

@@ -54,14 +54,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Fine-tune the model of RUN and test it on the whole test set.
+    """Fine-tune the model of RUN and test it on the whole test set.
 
     The table has the k-mer logistic regression and the majority class trained on the same data.
 
     \b
     dnassm finetune RUN --data promoters.csv --out RUN2
     dnassm finetune RUN --data gue/tf/0 --mode full --scratch --out RUN2
-    """
+    """  # noqa: D301  click marks with it what it must not wrap
     import json
 
     from dnassm.console import table

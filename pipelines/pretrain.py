@@ -60,7 +60,7 @@ def command(
 
     A run that was stopped goes on with --resume exactly as if it had not been; the options it was
     started with need not be repeated and cannot be changed.
-    """  # noqa: D301  click marks a paragraph to keep with a backspace character
+    """  # noqa: D301  click marks with it what it must not wrap  # noqa: D301  click marks a paragraph to keep with a backspace character
     from dnassm.training.command import Request, run_pretrain
 
     shortcuts = {

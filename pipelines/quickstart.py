@@ -24,12 +24,12 @@ def command(
     seed: int,
     force: bool,  # noqa: FBT001  click passes every option by name
 ) -> None:
-    r"""Simulate a genome, pretrain on it, embed, classify, score variants and write report.html.
+    """Simulate a genome, pretrain on it, embed, classify, score variants and write report.html.
 
     \b
       dnassm quickstart
       dnassm quickstart --genome genome.fa.gz --annotation genes.gff3 --minutes 10 --out mine
-    """
+    """  # noqa: D301  click marks with it what it must not wrap
     from dnassm.quickstart import QuickstartOptions, quickstart
 
     options = QuickstartOptions(

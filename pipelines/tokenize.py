@@ -16,7 +16,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--force", is_flag=True, help="Replace the store that is at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(fasta: tuple[Path, ...], out: Path, split: str, *, force: bool, as_json: bool) -> None:
-    r"""Write the contigs of FASTA files (plain, gzip or bgzip) into one genome store.
+    """Write the contigs of FASTA files (plain, gzip or bgzip) into one genome store.
 
     \b
     Rules for --split:
@@ -26,7 +26,7 @@ def command(fasta: tuple[Path, ...], out: Path, split: str, *, force: bool, as_j
       blocks:size=50000,every=10,valid=8,test=9  number 8 validates, number 9 tests
       halves:gap=1000                            the second half of each contig tests
     A gap is dropped on each side of a border between parts.
-    """
+    """  # noqa: D301  click marks with it what it must not wrap
     import json
 
     from dnassm.console import Progress
