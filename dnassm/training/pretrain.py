@@ -27,7 +27,7 @@ __all__ = ["Hardware", "pretrain", "train_on"]
 def pretrain(
     config: RunConfig,
     genome: GenomeStore,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
     force: bool = False,
@@ -56,6 +56,7 @@ def pretrain(
         ConfigError: settings contradict each other, or the run to resume.
         Interrupted: Ctrl-C; a checkpoint was written.
     """
+    out = Path(out)
     job = make_job(config, genome, out, minutes=minutes)
     if resume:
         job = resume_job(job)
