@@ -61,7 +61,7 @@ def save_checkpoint(
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Say what to do when `target` cannot be written; safetensors has its own error for that.
+    """Say what to do when `target` cannot be written, whatever the storage's reason.
 
     Raises:
         ArtifactError: in place of the storage's error.
@@ -69,9 +69,10 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        cause = error.__cause__ if isinstance(error, ArtifactError) else None
+        reason = " ".join(str(cause or error).split())
         raise ArtifactError(
-            f"{target}: cannot be written: {reason}. What was saved before is whole; free space, "
+            f"{target}: cannot be written: {reason}. What was saved before is whole: free space, "
             "then go on with --resume"
         ) from error
 

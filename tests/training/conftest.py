@@ -16,9 +16,7 @@ import pytest
 
 from dnassm.config import RunConfig
 from dnassm.data.store import GenomeStore, build_store
-from dnassm.training.hardware import Hardware
 
-CPU = Hardware(accelerator="cpu")
 TINY = (
     "model.d_model=16",
     "model.pattern=m",
@@ -121,4 +119,5 @@ def dnassm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dnassm]:
     yield started
     started.server.stdin.close()
     started.server.stdout.close()
-    started.server.wait(timeout=60)
+    started.server.kill()
+    started.server.wait()
