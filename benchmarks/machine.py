@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def describe() -> dict[str, Any]:
     """Machine, load before the run, versions and commit."""
+    module = Path(sys.argv[0]).stem
     return {
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]]),
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),

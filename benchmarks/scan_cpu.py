@@ -1,6 +1,6 @@
 """Selective scan on CPU: seconds of every backend beside a loop over time, and memory against L.
 
-    python benchmarks/scan_cpu.py [--out benchmarks/results/scan_cpu.json]
+    python -m benchmarks.scan_cpu [--out benchmarks/results/scan_cpu.json]
 
 Speed: float32, N 16, z + D + dt_bias + softplus. In every round each contender runs once, so that a
 load that comes and goes hits all of them; the ratio is between medians. `loop` is what one writes
@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import describe
 from torch import Tensor
 
+from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.kernels.selective_scan import BACKENDS, selective_scan
 from dnassm.kernels.selective_scan.cases import Case
@@ -135,8 +135,8 @@ def memory(names: list[str], lengths: list[int]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         for length in lengths:
-            command = [sys.executable, __file__, "--peak", name, str(length)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "benchmarks.scan_cpu", "--peak", name, str(length)]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
             found = json.loads(done.stdout)
             one = 4 * MEMORY_CHANNELS * length / 2**20
             row = {

@@ -1,6 +1,6 @@
 """A training step of a small Mamba on CPU, in tokens per second, beside Hugging Face transformers.
 
-    python benchmarks/train_step.py [--out benchmarks/results/train_step.json]
+    python -m benchmarks.train_step [--out benchmarks/results/train_step.json]
 
 d_model 128, 4 layers, L 1024: forward, next-token loss, backward, AdamW. The other model is
 MambaForCausalLM of transformers without CUDA kernels, with the same weights: the script checks that
@@ -8,7 +8,7 @@ both give the same logits before it times them, in turns, within one run. transf
 dependency; without it only our own speed is measured, and the result says so. To install it aside:
 
     pip install --target /tmp/transformers transformers
-    PYTHONPATH=/tmp/transformers python benchmarks/train_step.py
+    PYTHONPATH=/tmp/transformers python -m benchmarks.train_step
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import describe
 from torch import Tensor, nn
 
+from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
 from dnassm.model import DNAModel
