@@ -18,7 +18,7 @@ from dnassm.errors import ArtifactError, ConfigError
 from dnassm.runs import Run
 from dnassm.training.evaluate import evaluate_run, held_out_split
 from dnassm.training.folder import check_out, read_record, resume_job, stored_config
-from dnassm.training.hardware import Hardware, in_first_process, launch
+from dnassm.training.hardware import Hardware, in_first_process, launch, said_once
 from dnassm.training.job import make_job
 from dnassm.training.pretrain import train_on
 
@@ -65,10 +65,11 @@ def run_pretrain(request: Request, *, as_json: bool = False) -> str:
     devices = int(request.devices) if request.devices.isdecimal() else request.devices
     hardware = Hardware(devices=devices, strategy=request.strategy)
     fabric = launch(hardware, config.training.precision)
-    genome = _genome(request, fabric)
-    job = make_job(config, genome, request.out, minutes=request.minutes)
-    if request.resume:
-        job = resume_job(job)
+    with said_once(fabric):
+        genome = _genome(request, fabric)
+        job = make_job(config, genome, request.out, minutes=request.minutes)
+        if request.resume:
+            job = resume_job(job)
     run = train_on(
         fabric, job, resume=request.resume, force=request.force, tensorboard=request.tensorboard
     )

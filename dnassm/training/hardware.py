@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -87,6 +88,15 @@ def in_first_process(fabric: Fabric, work: Callable[[], object]) -> None:
         return
     if fabric.broadcast(failed is not None):
         end_all(fabric, failed)
+
+
+@contextlib.contextmanager
+def said_once(fabric: Fabric) -> Iterator[None]:
+    """Around what every process does alike: an error that all of them meet is reported by one."""
+    try:
+        yield
+    except DnassmError as error:
+        end_all(fabric, error)
 
 
 def end_all(fabric: Fabric, error: DnassmError | None) -> None:

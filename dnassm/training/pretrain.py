@@ -16,7 +16,7 @@ from dnassm.config import RunConfig
 from dnassm.data.store import GenomeStore
 from dnassm.runs import Run, load_run
 from dnassm.training.folder import check_out, is_finished, resume_job, start_folder
-from dnassm.training.hardware import Hardware, in_first_process, launch
+from dnassm.training.hardware import Hardware, in_first_process, launch, said_once
 from dnassm.training.job import Job, make_job
 from dnassm.training.metrics_log import require_tensorboard
 from dnassm.training.trainer import Trainer
@@ -75,12 +75,13 @@ def train_on(fabric: Fabric, job: Job, *, resume: bool, force: bool, tensorboard
         if fabric.is_global_zero:
             print(f"dnassm: {job.out} is finished; nothing to resume", file=sys.stderr)
         return load_run(job.out)
-    if tensorboard:
-        require_tensorboard()
-    trainer = Trainer(fabric, job)
-    if resume:
-        trainer.restore()
-    else:
+    with said_once(fabric):
+        if tensorboard:
+            require_tensorboard()
+        trainer = Trainer(fabric, job)
+        if resume:
+            trainer.restore()
+    if not resume:
         in_first_process(fabric, lambda: start_folder(job, force=force))
     _warn(trainer)
     trainer.run(tensorboard=tensorboard)

@@ -98,6 +98,8 @@ class Dnassm:
     def start(self, *argv: object, hook: str = "", record: Path | None = None) -> Process:
         self.count += 1
         stdout, stderr = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
+        stdout.touch()
+        stderr.touch()
         job = {
             "argv": [str(word) for word in argv],
             "hook": hook,

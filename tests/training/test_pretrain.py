@@ -252,9 +252,10 @@ def test_the_one_before_gives_the_same_model(halted, store, tiny, finished):
     assert resume(halted, store, tiny).digest == finished.digest
 
 
-def test_a_row_cut_short_is_dropped(halted, store, tiny, finished):
+@pytest.mark.parametrize("part", ["1", "12,1536,0.5,2.0,2.0,1.0e-03,12"])
+def test_a_row_cut_short_is_dropped(halted, store, tiny, part):
     with (halted / "metrics.csv").open("a") as file:
-        file.write("1")
+        file.write(part)
     resume(halted, store, tiny)
     steps = [row["step"] for row in rows(halted)]
     assert steps == ["4", "8", "12", "16", "20", "24"]
