@@ -82,10 +82,11 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             yield staging
             for path in staging.rglob("*"):
                 _sync(path)
-            check_target(target, force=force)  # somebody else may have been faster
-            if target.exists():
-                target.replace(retired)
-            staging.replace(target)
+            while not _took_place(staging, target):
+                check_target(target, force=force)  # somebody else may have been faster
+                _remove(retired)
+                with contextlib.suppress(FileNotFoundError):  # ... in moving it away, too
+                    target.replace(retired)
             _sync(target.parent)
     except BaseException:
         if retired.exists() and not target.exists():
@@ -119,6 +120,17 @@ def _staging_path(target: Path) -> Path:
         for stale in parent.glob(f".{glob.escape(target.name)}.partial-*"):
             _remove_if_dead(stale, target)
     return parent / f".{target.name}.partial-{os.getpid()}"
+
+
+def _took_place(staging: Path, target: Path) -> bool:
+    """Rename a folder over `target`; False if a file or a folder that is not empty stands there."""
+    try:
+        staging.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    return True
 
 
 def _remove_if_dead(stale: Path, target: Path) -> None:

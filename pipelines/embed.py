@@ -34,7 +34,13 @@ import click
     show_default=True,
     help="plus: as given (a BED row on its own strand); both: mean with the reverse complement.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Sequences at a time.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

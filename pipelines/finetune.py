@@ -33,7 +33,13 @@ import click
 @click.option(
     "--lr", type=float, default=5e-4, show_default=True, help="Backbone's peak; full only."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Sequences at a time.",
+)
 @click.option(
     "--strand",
     type=click.Choice(["plus", "both"]),
@@ -41,7 +47,13 @@ import click
     show_default=True,
     help="both: learn from both strands and average both; where the strand means nothing.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of weights, folds and bootstrap.",
+)
 @click.option("--force", is_flag=True, help="Replace --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json.")
 def command(

@@ -243,9 +243,9 @@ KILLED_BETWEEN_THE_RENAMES = """
     rename, calls = Path.replace, []
 
     def replace(self, target):
-        calls.append(self)
-        if len(calls) == 2:
+        if Path("out") in calls:  # it was moved away by the call before
             die()
+        calls.append(self)
         return rename(self, target)
 
     Path.replace = replace

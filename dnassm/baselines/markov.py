@@ -32,6 +32,7 @@ from dnassm.errors import ConfigError
 
 MAX_ORDER = 12
 _CHUNK = 2_000_000  # windows at a time: bounds the memory of index arrays
+_BLOCK = 10_000
 _BUCKETS = 34  # floor(log2 n) + 1 of any int32 count, and 0 for a context never seen
 _EM_STEPS = 50
 
@@ -120,7 +121,7 @@ def fit_mixture(
     *,
     both_strands: bool = True,
     held_out_every: int = 10,
-    block: int = 10_000,
+    block: int | None = None,
 ) -> MixtureModel:
     """Fit the interpolated mixture of orders 0..`order`; the module's docstring defines it.
 
@@ -129,18 +130,21 @@ def fit_mixture(
         order: highest order, 0 to 12.
         both_strands: count the reverse complement of every window too.
         held_out_every: one of so many training blocks fits the weights, at least 2.
-        block: bases of a block; a sequence shorter than two blocks is a block of its own.
+        block: bases of a block; a sequence shorter than two blocks is a block of its own. None: of
+            10,000 bases, or fewer where the training sequence would not give enough of them.
 
     Raises:
         ConfigError: an argument out of range, or too little training sequence to hold a block out.
     """
     _check_order(order)
+    whole = list(sequences)
+    if block is None:
+        block = min(_BLOCK, sum(map(len, whole)) // (2 * max(1, held_out_every)))
     if held_out_every < 2 or block < 2 * (order + 1):
         raise ConfigError(
             f"Markov mixture: expected held_out_every >= 2 and block >= {2 * (order + 1)}, got "
             f"{held_out_every} and {block}"
         )
-    whole = list(sequences)
     kept, held = _hold_out(whole, held_out_every, block)
     if not kept or not held:
         raise ConfigError(

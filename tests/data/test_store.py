@@ -316,7 +316,12 @@ def start_on_a_pipe(tmp_path, *options) -> tuple[subprocess.Popen[bytes], thread
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "dnassm", "tokenize", str(pipe), "--out", "store", *options]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A job in the background is born deaf to Ctrl-C; the tests may be such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stop = threading.Event()
 
