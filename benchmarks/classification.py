@@ -1,6 +1,6 @@
 """Measure what a pretrained run is worth for classification: probe, full, random weights, k-mers.
 
-Usage: ``python benchmarks/classification.py RUN [--task NAME] [--max-sequences N] [--out FILE]``.
+Usage: ``python -m benchmarks.classification RUN [--task NAME] [--max-sequences N] [--out FILE]``.
 Tasks, each runnable alone (results are merged into the file by task):
 
 - ``coding``: windows of E. coli that are coding or intergenic on either strand, learnt on the first
@@ -21,26 +21,21 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import random
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.data.alphabet import decode
 from dnassm.data.annotation import label_windows, read_gff
 from dnassm.data.labelled import read_labelled
 from dnassm.data.store import build_store
 from dnassm.finetuning import Examples, FinetuneOptions, FinetuneResult, Task, classify
-from dnassm.provenance import device_name, versions
 from dnassm.runs import Run, load_run
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DNASSM_REAL_DATA", ROOT / ".." / "shared" / "data"))
 WINDOW_BP, STEP_BP = 200, 100
 Rows = list[tuple[str, str, str]]
@@ -166,35 +161,9 @@ def measure(run: Run, name: str, arguments: argparse.Namespace) -> dict[str, Any
             "parameters": run.model.parameter_count(),
             "model": run.config.model.model_dump(mode="json"),
         },
-        "machine": _machine(),
-        "versions": versions(),
-        "commit": _commit(),
+        **describe(),
         "models": list(models.values()),
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "device": device_name(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Usage::
 
-    python benchmarks/ecoli.py keep RUN --name NAME --machine "2 cores of ..." --commit HASH
-    python benchmarks/ecoli.py draw
+    python -m benchmarks.ecoli keep RUN --name NAME --machine "2 cores of ..." --commit HASH
+    python -m benchmarks.ecoli draw
 
 `keep` reads metrics.csv, evaluation.json and run.json of a run folder and files them in
 results/ecoli.json by name; `draw` makes docs/figures/ecoli.svg from that file alone.

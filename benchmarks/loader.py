@@ -1,6 +1,6 @@
 """Measure how many tokens per second the data loader delivers, alone.
 
-Usage: ``python benchmarks/loader.py [--out benchmarks/results/loader.json]``. A random genome of
+Usage: ``python -m benchmarks.loader [--out benchmarks/results/loader.json]``. A random genome of
 16 Mb with runs of N is built in a temporary folder, so that the numbers need no download; half of
 the windows are read on the minus strand. Each number is the best of several rounds in one process.
 """
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.data.sampler import SAMPLERS
 from dnassm.data.store import GenomeStore, build_store
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.data.windows import WindowDataset, make_loader
-from dnassm.provenance import versions
 
 GENOME_BASES = 1 << 24
 BATCH_TOKENS = {1024: 1 << 16, 131072: 1 << 19}
@@ -69,28 +66,6 @@ def measure(store: GenomeStore, length: int, workers: int) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, object]:
-    """Describe what the numbers were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_average_before": round(os.getloadavg()[0], 1),
-    }
-
-
-def commit() -> str:
-    """Return the commit that was measured."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
     """Measure every length and number of workers; write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -99,9 +74,7 @@ def main() -> None:
     result: dict[str, object] = {
         "what": "data loader alone: tokens/s, int64 (B, L), uniform sampler, half minus strand",
         "needed_tokens_per_s": 20 * STEP_TOKENS_PER_S,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
+        **describe(),
     }
     with tempfile.TemporaryDirectory() as folder:
         store = random_genome(Path(folder))

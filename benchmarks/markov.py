@@ -1,6 +1,6 @@
 """Bits per base of Markov models on E. coli K-12 MG1655 with every tenth 50-kb block held out.
 
-    python benchmarks/markov.py [FASTA] [--out benchmarks/results/markov_ecoli.json]
+    python -m benchmarks.markov [FASTA] [--out benchmarks/results/markov_ecoli.json]
 
 Trains on nine of every ten blocks, both strands counted, and scores the tenth on its plus strand:
 the numbers that a language model trained on the same split has to beat.
@@ -9,9 +9,7 @@ the numbers that a language model trained on the same split has to beat.
 from __future__ import annotations
 
 import os
-import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.baselines.markov import (
     MAX_ORDER,
@@ -96,20 +95,6 @@ def models(train: Sequence[Codes]) -> list[tuple[str, Any]]:
     ]
 
 
-def commit() -> str:
-    """Commit of the code, with a mark when the tree has changes."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def processor() -> str:
-    """Model name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {os.cpu_count()} cores" if names else platform.processor()
-
-
 @click.command()
 @click.argument("fasta", type=click.Path(path_type=Path), default=FASTA)
 @click.option(
@@ -134,9 +119,7 @@ def main(fasta: Path, out: Path) -> None:
             "scored": "plus strand of the test blocks, each alone, without its first `order` bases",
             "results": rows,
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "machine": {"processor": processor(), "python": platform.python_version()},
-            "numpy": np.__version__,
-            "commit": commit(),
+            **describe(),
         },
     )
 

@@ -1,6 +1,6 @@
 """Speed and memory of `dnassm tokenize` on one core: MB of FASTA per second, peak RSS, stages.
 
-    taskset -c 0 python benchmarks/tokenize_fasta.py --out benchmarks/results/tokenize.json
+    taskset -c 0 python -m benchmarks.tokenize_fasta --out benchmarks/results/tokenize.json
 
 Every measurement is a process of its own with one thread. `cpu` is the time the process computed,
 `wall` includes waiting for the disk (the store is flushed to it) and for other programs.
@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.machine import ROOT, describe
 
 CONTIGS = 5
 SOFT_MASKED, N_RUN = (0.30, 0.60), (0.90, 0.93)
@@ -105,10 +106,22 @@ def measure(stage: str, path: Path) -> None:
 
 def best_of(stage: str, path: Path, megabytes: float, repeats: int) -> dict[str, float]:
     """The run with the least CPU time, with its rates in MB of plain FASTA per second."""
-    command = [sys.executable, __file__, "--stage", stage, "--input", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.tokenize_fasta",
+        "--stage",
+        stage,
+        "--input",
+        str(path),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     runs = [
-        json.loads(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+        json.loads(
+            subprocess.run(
+                command, capture_output=True, check=True, env=environment, cwd=ROOT
+            ).stdout
+        )
         for _ in range(repeats)
     ]
     best = min(runs, key=lambda run: run["cpu_s"])
@@ -120,34 +133,9 @@ def best_of(stage: str, path: Path, megabytes: float, repeats: int) -> dict[str,
     }
 
 
-def machine() -> dict[str, object]:
-    """The processor, its load and the versions that matter."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), platform.processor(),
-    )  # fmt: skip
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()  # fmt: skip
-    from dnassm.provenance import versions
-
-    return {
-        "cpu": model,
-        "cores_used": len(os.sched_getaffinity(0)),
-        "cores": os.cpu_count(),
-        "load_before": [round(load, 2) for load in os.getloadavg()],
-        "realtime_priority": os.sched_getscheduler(0) != os.SCHED_OTHER,
-        "system": platform.system(),
-        "openssl": __import__("ssl").OPENSSL_VERSION,
-        "versions": versions(),
-        "commit": commit,
-    }
-
-
 def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
     """Measure every case in `folder`."""
-    results: dict[str, object] = {"machine": machine(), "megabytes": megabytes, "cases": {}}
+    results: dict[str, object] = {**describe(), "megabytes": megabytes, "cases": {}}
     cases: dict[str, object] = results["cases"]  # type: ignore[assignment]
     for width in (60, 80):
         path = folder / f"lines{width}.fa"
