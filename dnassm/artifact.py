@@ -36,8 +36,7 @@ def check_target(target: Path, *, force: bool) -> None:
             break
     if target.exists() and not target.is_file() and not target.is_dir():
         raise ArtifactError(f"{target} is neither a file nor a folder; choose another --out")
-    taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
-    if taken and not force:
+    if not force and (target.is_file() or _holds_something(target)):
         raise ArtifactError(
             f"{target} exists already; pass --force to replace it, or another --out"
         )
@@ -111,6 +110,13 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} does not exist") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected JSON, got {error}; restore or rebuild it") from error
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # also when another writer has just moved it
+        return False
 
 
 def _staging_path(target: Path) -> Path:
