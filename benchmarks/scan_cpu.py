@@ -44,10 +44,11 @@ def loop(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     delta = F.softplus(inputs["dt"] + inputs["dt_bias"])
     x, h = inputs["x"], inputs["initial_state"]
     outputs = []
-    for t in range(x.shape[1]):
-        d = delta[:, t, :, None]
-        h = torch.exp(d * inputs["A"]) * h + d * inputs["B"][:, t] * x[:, t, :, None]
-        outputs.append((h * inputs["C"][:, t]).sum(-1))
+    # unbind: the gradient of a slice x[:, t] would be a tensor of the size of x at every step.
+    along_time = (tensor.unbind(1) for tensor in (delta, x, inputs["B"], inputs["C"]))
+    for d, x_t, B_t, C_t in zip(*along_time, strict=True):
+        h = torch.exp(d[..., None] * inputs["A"]) * h + (d * x_t)[..., None] * B_t
+        outputs.append((h * C_t).sum(-1))
     y = (torch.stack(outputs, dim=1) + inputs["D"] * x) * F.silu(inputs["z"])
     return y, h
 

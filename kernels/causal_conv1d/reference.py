@@ -28,13 +28,14 @@ def conv(
     width = weight.shape[1]
     past = x.new_zeros(batch, width - 1, channels) if initial_state is None else initial_state
     inputs = torch.cat([past.double(), x.double()], dim=1)
+    columns = inputs.unbind(1)
     taps = weight.double().unbind(1)
     offset = x.new_zeros(channels, dtype=torch.float64) if bias is None else bias.double()
     outputs = []
     for t in range(length):
         y = offset.expand(batch, channels)
         for k, tap in enumerate(taps):
-            y = y + tap * inputs[:, t + k]
+            y = y + tap * columns[t + k]
         outputs.append(y)
     result = torch.stack(outputs, dim=1)
     state = inputs[:, inputs.shape[1] - (width - 1) :]

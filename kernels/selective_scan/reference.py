@@ -29,7 +29,7 @@ def scan(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `selective_scan` in float64, one line per equation; shapes as there."""
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     shared_by = channels // B.shape[2]
     u, delta, decay = x.double(), dt.double(), A.double()
     B_BLDN = B.double().repeat_interleave(shared_by, dim=2)
@@ -42,10 +42,10 @@ def scan(
     if initial_state is not None:
         h = initial_state.double()
     outputs = []
-    for t in range(length):
-        d = delta[:, t, :, None]
-        h = torch.exp(d * decay) * h + d * B_BLDN[:, t] * u[:, t, :, None]
-        outputs.append((h * C_BLDN[:, t]).sum(-1))
+    along_time = (delta.unbind(1), u.unbind(1), B_BLDN.unbind(1), C_BLDN.unbind(1))
+    for d, u_t, B_t, C_t in zip(*along_time, strict=True):
+        h = torch.exp(d[..., None] * decay) * h + (d * u_t)[..., None] * B_t
+        outputs.append((h * C_t).sum(-1))
     y = torch.stack(outputs, dim=1)
     if D is not None:
         y = y + D.double() * u
