@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ def check_target(target: Path, *, force: bool) -> None:
             if not ancestor.is_dir():
                 raise ArtifactError(f"{target}: {ancestor} is a file, expected a folder")
             break
-    if target.exists() and not target.is_file() and not target.is_dir():
+    mode = _mode(target)
+    if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ArtifactError(f"{target} is neither a file nor a folder; choose another --out")
-    if not force and (target.is_file() or _holds_something(target)):
+    if not force and (stat.S_ISREG(mode) or _holds_something(target)):
         raise ArtifactError(
             f"{target} exists already; pass --force to replace it, or another --out"
         )
@@ -110,6 +112,14 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} does not exist") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected JSON, got {error}; restore or rebuild it") from error
+
+
+def _mode(path: Path) -> int:
+    """What stands at `path`, 0 for nothing: one look, for another writer may be moving it."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _holds_something(folder: Path) -> bool:
