@@ -194,6 +194,16 @@ def test_the_residual_is_float32_under_bf16_autocast(tokens):
     assert hidden.dtype == torch.float32
 
 
+def test_the_residual_is_not_rounded_on_its_way_under_bf16_autocast(tokens):
+    model = make(pattern="m")
+    parts = []
+    model.blocks[0].mixer.register_forward_hook(lambda _, __, output: parts.append(output[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, _ = model.hidden(tokens, layer=0)
+        after, _ = model.hidden(tokens, layer=1)
+    assert torch.equal(after, x + parts[0].float())
+
+
 # Files
 
 
