@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dnassm.artifact import staged_file
@@ -94,7 +94,8 @@ class PooledHead(nn.Module):
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.linear.state_dict().items()}
         with staged_file(folder / HEAD_FILE) as staging:
-            save_file(tensors, staging, metadata=facts)
+            # save_file would write a file of its own first, which a kill leaves behind
+            staging.write_bytes(save(tensors, metadata=facts))
 
     @classmethod
     def load(cls, folder: Path) -> PooledHead:
