@@ -13,6 +13,7 @@ it held before the call (inputs, libraries), from /proc (Linux only).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -53,11 +54,15 @@ def loop(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return y, h
 
 
+def _scan(backend: str, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return selective_scan(**inputs, return_state=True, backend=backend)
+
+
 def contenders(names: list[str]) -> dict[str, Scan]:
     """Name -> function; `loop` is always one of them."""
     found: dict[str, Scan] = {"loop": loop}
     for name in names:
-        found[name] = lambda inputs, name=name: selective_scan(**inputs, backend=name)
+        found[name] = functools.partial(_scan, name)
     return found
 
 

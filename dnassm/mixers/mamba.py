@@ -94,6 +94,7 @@ class Mamba(SequenceMixer):
             self.conv_bias,
             silu=True,
             initial_state=None if state is None else state.conv,
+            return_state=True,
         )
         states = self.config.d_state
         low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
@@ -107,6 +108,7 @@ class Mamba(SequenceMixer):
             z=z,
             dt_bias=self.dt_bias,
             initial_state=None if state is None else state.ssm,
+            return_state=True,
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)
 

@@ -1,21 +1,20 @@
-"""Selective scan in plain torch, for any device: the default on CPU.
+"""Selective scan in plain torch, for any device.
 
 Time is walked in chunks that fit a cache. Only the state at the start of each chunk is kept for
-the backward, which recomputes the chunk; nothing of size B*L*D*N is ever stored. A batch too small
-to fill the machine is widened by cutting L into segments that run side by side (README, section 2).
+the backward, which recomputes the chunk; nothing of size B*L*D*N is ever stored. Too few channels
+to fill the machine are made more by cutting L into segments that run side by side; too many rows
+and channels for the cache are walked in parts, one after the other (README, section 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dnassm.kernels.backends import without_autocast
+from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 
 PRIORITY = 10
 
@@ -23,71 +22,280 @@ PRIORITY = 10
 # microseconds on CPU, a kernel launch on a GPU) dominates; more, and the second pass over the
 # segments does. Tuned on two cores: 2^12 is 15 % faster than 2^15 where a row alone has 2^12.
 _WIDTH = {"cpu": 1 << 12, "cuda": 1 << 22}
-# Elements of one chunk buffer. On CPU three of them share the last-level cache.
-_BUFFER = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Above this many, rows and channels are walked in parts: on CPU three chunk buffers of a part share
+# the last-level cache.
+_PART = {"cpu": 1 << 14, "cuda": 1 << 22}
 _SHORTEST_SEGMENT = 64
+_CHUNK = {"cpu": 64, "cuda": 32}
 
 
-def supports(tensors: Sequence[Tensor]) -> str | None:
+def supports(scan: Scan) -> str | None:
     """Runs everywhere."""
     return None
 
 
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,  # noqa: FBT001  positional as in every backend
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute `selective_scan`; shapes as there. The state is float32, float64 if x is."""
-    inner = torch.float64 if x.dtype == torch.float64 else torch.float32
-    batch, _, channels = x.shape
-    groups, states = B.shape[2], A.shape[1]
-    u, delta, decay = x.to(inner), dt.to(inner), A.to(inner)
-    if dt_bias is not None:
-        delta = delta + dt_bias.to(inner)
-    if dt_softplus:
-        delta = F.softplus(delta)
-    if initial_state is None:
-        initial_state = u.new_zeros(batch, channels, states)
-    h0 = initial_state.to(inner).view(batch, groups, -1, states).transpose(2, 3)
-    y, h = _CoreScan.apply(
-        u.unflatten(2, (groups, -1)),
-        delta.unflatten(2, (groups, -1)),
-        decay.view(groups, -1, states).transpose(1, 2),
-        B.to(inner),
-        C.to(inner),
-        h0,
-    )
+def marks_shape(scan: Scan) -> tuple[int, ...]:
+    """(chunks, B * segments, G, N, P); none of packed sequences, whose lengths are data."""
+    if scan.cu_seqlens is not None:
+        return (0,)
+    batch, length, channels = scan.x.shape
+    groups, states = scan.B.shape[2], scan.A.shape[1]
+    layout = _layout(length, channels * states, scan.x.device.type)
+    chunks = -(-layout.steps // layout.chunk)
+    return (chunks, batch * layout.segments, groups, states, channels // groups)
+
+
+def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `selective_scan`; shapes as there."""
+    core = _Core.of(scan)
+    marks = core.u.new_empty(marks_shape(scan), dtype=scan.inner)
+    y, final = core.u.new_empty(core.u.shape), torch.empty_like(core.h0)
+    for part in _parts(scan):
+        walk = part.walk(core)
+        y_T, ends = _forward(walk, part.layout, part.marks(marks, walk))
+        part.put(y, y_T, part.channels)
+        final[part.rows, part.groups, :, part.channels] = ends
     y = y.flatten(2)
-    if D is not None:
-        y = torch.addcmul(y, u, D.to(inner))
-    if z is not None:
-        y = y * F.silu(z.to(inner))
-    return y.to(x.dtype), h.transpose(2, 3).reshape(batch, channels, states).to(A.dtype)
+    if scan.D is not None:
+        y = torch.addcmul(y, core.u.flatten(2), scan.D.to(scan.real))
+    if scan.z is not None:
+        y = y * F.silu(scan.z.to(scan.real))
+    return y.to(scan.x.dtype), _ungrouped(final).to(scan.state_dtype), marks
+
+
+def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
+    """Gradients of `forward` (README, section 3). Without marks the states are found again."""
+    core, outer = _Core.of(scan), dy.to(scan.real)
+    gated = outer if scan.z is None else outer * F.silu(scan.z.to(scan.real))
+    found = _core_gradients(scan, core, marks, gated, _grouped(dfinal.to(scan.inner), core))
+    u, du, dd = core.u.flatten(2), found.u.flatten(2), found.d.flatten(2)
+    dD = dz = dt_bias = None
+    y = found.y.flatten(2)
+    if scan.D is not None:
+        D = scan.D.to(scan.real)
+        du, y = torch.addcmul(du, gated, D), torch.addcmul(y, u, D)
+        dD = (gated * u).sum((0, 1)).to(scan.D.dtype)
+    if scan.z is not None:
+        z = scan.z.to(scan.real)
+        dz = (_silu_slope(z) * outer * y).to(scan.z.dtype)
+    if scan.dt_softplus:
+        dd = dd * torch.sigmoid(_before_softplus(scan))
+    if scan.dt_bias is not None:
+        dt_bias = dd.sum((0, 1)).to(scan.dt_bias.dtype)
+    h0 = None if scan.initial_state is None else found.h0.to(scan.initial_state.dtype)
+    return Gradients(
+        x=du.to(scan.x.dtype),
+        dt=dd.to(scan.dt.dtype),
+        A=found.A.transpose(1, 2).flatten(0, 1).to(scan.A.dtype),
+        B=found.B.to(scan.B.dtype),
+        C=found.C.to(scan.C.dtype),
+        D=dD,
+        z=dz,
+        dt_bias=dt_bias,
+        initial_state=None if h0 is None else _ungrouped(h0),
+    )
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    gate = torch.sigmoid(z)
+    return gate * (1 + z * (1 - gate))
+
+
+def _before_softplus(scan: Scan) -> Tensor:
+    dt = scan.dt.to(scan.real)
+    return dt if scan.dt_bias is None else dt + scan.dt_bias.to(scan.real)
+
+
+# What is walked
+
+
+class _Core(NamedTuple):
+    """The recurrence without softplus, D and z: h[t] = exp(d[t] A) h[t-1] + d[t] B[t] u[t].
+
+    u, d: (B, L, G, P), P = D/G channels per group; A: (G, N, P); B, C: (B, L, G, N);
+    h0: (sequences, G, N, P). Where it is walked, time-major with rows R = sequences * segments:
+    u, d (T, R, G, P) and B, C (T, R, G, N).
+    """
+
+    u: Tensor
+    d: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    h0: Tensor
+
+    @classmethod
+    def of(cls, scan: Scan) -> _Core:
+        groups, inner = scan.B.shape[2], scan.inner
+        d = _before_softplus(scan)
+        if scan.dt_softplus:
+            d = F.softplus(d)
+        A = scan.A.to(inner).unflatten(0, (groups, -1)).transpose(1, 2)
+        if scan.initial_state is None:
+            h0 = A.new_zeros(scan.sequences, *A.shape)
+        else:
+            h0 = scan.initial_state.to(inner).unflatten(1, (groups, -1)).transpose(2, 3)
+        u = scan.x.to(scan.real).unflatten(2, (groups, -1))
+        return cls(u, d.unflatten(2, (groups, -1)), A, scan.B.to(inner), scan.C.to(inner), h0)
+
+
+class _Found(NamedTuple):
+    """Gradients of the tensors of `_Core`, and y, which the gradient of z needs."""
+
+    u: Tensor
+    d: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    h0: Tensor
+    y: Tensor
+
+
+def _grouped(state: Tensor, core: _Core) -> Tensor:
+    """(sequences, D, N) -> (sequences, G, N, P)."""
+    grouped: Tensor = state.unflatten(1, (core.A.shape[0], -1))
+    return grouped.transpose(2, 3)
+
+
+def _ungrouped(state: Tensor) -> Tensor:
+    """The inverse of `_grouped`, in memory of its own."""
+    return state.transpose(2, 3).flatten(1, 2).contiguous()
 
 
 class _Layout(NamedTuple):
-    """How L is walked: `segments` side by side, each `steps` long, `chunk` steps per buffer."""
+    """How a length is walked: `segments` side by side, each `steps` long, `chunk` per buffer."""
 
     segments: int
     steps: int
     chunk: int
 
 
-def _layout(batch: int, length: int, state_size: int, device: str) -> _Layout:
+def _layout(length: int, state_size: int, device: str) -> _Layout:
+    """Of a row with `state_size` = D*N. Not of the batch: a row alone is walked as in its batch."""
     width = _WIDTH.get(device, _WIDTH["cuda"])
-    segments = max(1, min(width // (batch * state_size), length // _SHORTEST_SEGMENT))
+    segments = max(1, min(width // state_size, length // _SHORTEST_SEGMENT))
     steps = -(-length // segments)
-    rows = batch * segments * state_size
-    chunk = max(4, min(64, _BUFFER.get(device, _BUFFER["cuda"]) // rows, steps))
-    return _Layout(segments, -(-steps // chunk) * chunk, chunk)
+    return _Layout(segments, steps, min(_CHUNK.get(device, _CHUNK["cuda"]), steps))
+
+
+class _Part(NamedTuple):
+    """Some sequences and channels of a call, small enough to be walked together."""
+
+    rows: slice | Tensor
+    """The sequences."""
+    positions: Tensor | None
+    """(rows, T) where they stand on the one row of a packed batch, -1 past an end; else None."""
+    groups: slice
+    channels: slice
+    """Of every group in `groups`."""
+    reverse: bool
+    layout: _Layout
+
+    def walk(self, core: _Core) -> _Core:
+        """The tensors of this part, time-major."""
+        return _Core(
+            self.take(core.u, self.channels),
+            self.take(core.d, self.channels),
+            core.A[self.groups, :, self.channels].contiguous(),
+            self.take(core.B),
+            self.take(core.C),
+            core.h0[self.rows, self.groups, :, self.channels].contiguous(),
+        )
+
+    def take(self, tensor: Tensor, last: slice = slice(None)) -> Tensor:
+        """(B, L, G, K) -> (T, R, G, K): d = 0 past an end leaves the state as it is."""
+        if self.positions is None:
+            found = tensor[self.rows, :, self.groups, last]
+            found = found.flip(1) if self.reverse else found
+        else:
+            found = tensor[0, :, self.groups, last][self.positions]
+            found.masked_fill_((self.positions < 0)[:, :, None, None], 0)
+        return _time_major(found, self.layout)
+
+    def put(
+        self, out: Tensor, tensor: Tensor, last: slice = slice(None), *, add: bool = False
+    ) -> None:
+        """The inverse of `take`, into `out`."""
+        view = out[self.rows if self.positions is None else 0, ..., self.groups, last]
+        if self.positions is None:
+            value = _batch_major(tensor, view.shape[0], view.shape[1])
+            value = value.flip(1) if self.reverse else value
+            if add:
+                view += value
+            else:
+                view.copy_(value)
+            return
+        value = _batch_major(tensor, *self.positions.shape)
+        real = self.positions >= 0
+        where = self.positions[real]
+        view[where] = view[where] + value[real] if add else value[real]
+
+    def marks(self, marks: Tensor, walk: _Core) -> Tensor:
+        """Room for the marks of this part: in those of the call, or of its own."""
+        if isinstance(self.rows, Tensor) or marks.numel() == 0:
+            chunks = -(-self.layout.steps // self.layout.chunk)
+            return walk.h0.new_empty(chunks, walk.u.shape[1], *walk.A.shape)
+        first, end = (edge * self.layout.segments for edge in (self.rows.start, self.rows.stop))
+        return marks[:, first:end, self.groups, :, self.channels]
+
+
+def _parts(scan: Scan) -> list[_Part]:
+    """Sequences of like length, as many rows and channels at once as fit the cache."""
+    channels, device = scan.x.shape[2], scan.x.device
+    groups, states = scan.B.shape[2], scan.A.shape[1]
+    limit = _PART.get(device.type, _PART["cuda"])
+    parts = []
+    for length, sequences in _lengths(scan):
+        layout = _layout(length, channels * states, device.type)
+        at_once = max(1, limit // (channels * states * layout.segments))
+        for start in range(0, len(sequences), at_once):
+            here = sequences[start : start + at_once]
+            rows: slice | Tensor = slice(here[0], here[-1] + 1)
+            positions = None
+            if scan.cu_seqlens is not None:
+                rows = torch.tensor(here, device=device)
+                positions = _positions(scan.cu_seqlens, rows, length, reverse=scan.reverse)
+            parts += [
+                _Part(rows, positions, *blocks, scan.reverse, layout)
+                for blocks in _channel_blocks(groups, channels // groups, states, limit)
+            ]
+    return parts
+
+
+def _lengths(scan: Scan) -> list[tuple[int, list[int]]]:
+    """(longest, sequences) of every bucket: lengths of one bucket differ by a factor below 2."""
+    if scan.cu_seqlens is None:
+        return [(scan.x.shape[1], list(range(scan.x.shape[0])))]
+    buckets: dict[int, list[int]] = {}
+    lengths = scan.cu_seqlens.diff().tolist()
+    for sequence, length in enumerate(lengths):
+        buckets.setdefault(length.bit_length(), []).append(sequence)
+    return [(max(lengths[s] for s in members), members) for members in buckets.values()]
+
+
+def _positions(edges: Tensor, rows: Tensor, length: int, *, reverse: bool) -> Tensor:
+    """(rows, length) where each sequence stands in the order in which it is walked, then -1."""
+    start, end = edges[rows].long().unsqueeze(1), edges[rows + 1].long().unsqueeze(1)
+    steps = torch.arange(length, device=edges.device)
+    where = end - 1 - steps if reverse else start + steps
+    return torch.where(steps < end - start, where, -1)
+
+
+def _channel_blocks(
+    groups: int, per_group: int, states: int, limit: int
+) -> list[tuple[slice, slice]]:
+    """Slices of groups and of the channels of a group, of at most `limit` numbers of state each."""
+    together = limit // (per_group * states)
+    if together >= 1:
+        return [
+            (slice(g, min(g + together, groups)), slice(None)) for g in range(0, groups, together)
+        ]
+    width = max(1, limit // states)
+    return [
+        (slice(g, g + 1), slice(start, start + width))
+        for g in range(groups)
+        for start in range(0, per_group, width)
+    ]
 
 
 def _time_major(tensor: Tensor, layout: _Layout) -> Tensor:
@@ -106,42 +314,18 @@ def _batch_major(tensor: Tensor, batch: int, length: int) -> Tensor:
     return rows.flatten(1, 2)[:, :length]
 
 
-class _CoreScan(torch.autograd.Function):
-    """y[t] = C[t] h[t] with h[t] = exp(d[t] A) h[t-1] + d[t] B[t] u[t].
+# The walk
 
-    u, d: (B, L, G, P), P = D/G channels per group; A: (G, N, P); B, C: (B, L, G, N);
-    h0: (B, G, N, P).
-    Inside, everything is time-major and rows R = B * segments: u, d (T, R, G, P).
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        batch, length, groups, per_group = u.shape
-        layout = _layout(batch, length, groups * A.shape[1] * per_group, u.device.type)
-        A = A.contiguous()
-        u_T, d_T, B_T, C_T = (_time_major(tensor, layout) for tensor in (u, d, B, C))
-        starts = _segment_starts(u_T, d_T, A, B_T, h0, layout)
-        y_T, marks, ends = _forward(u_T, d_T, A, B_T, C_T, starts, layout)
-        ctx.save_for_backward(u_T, d_T, A, B_T, C_T, marks)
-        ctx.shape, ctx.layout = (batch, length), layout
-        final = ends.unflatten(0, (batch, -1))[:, -1].clone()
-        return _batch_major(y_T, batch, length), final
+def _buffers(walk: _Core, layout: _Layout, count: int) -> list[Tensor]:
+    """Chunk buffers (T, R, G, N, P), used again for every chunk, as are their slices."""
+    shape = (layout.chunk, walk.u.shape[1], *walk.A.shape)
+    return [walk.A.new_empty(shape) for _ in range(count)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        dy, dfinal = grads
-        (batch, length), layout = ctx.shape, ctx.layout
-        u_T, d_T, A, B_T, C_T, marks = ctx.saved_tensors
-        dy_T = _time_major(dy, layout)
-        with without_autocast(dy.device):
-            carry = _segment_adjoints(dy_T, d_T, A, C_T, dfinal, layout)
-            du, dd, dA, dB, dC, carry = _backward(u_T, d_T, A, B_T, C_T, marks, dy_T, carry, layout)
-        dh0 = carry.unflatten(0, (batch, -1))[:, 0]
-        du, dd, dB, dC = (_batch_major(tensor, batch, length) for tensor in (du, dd, dB, dC))
-        return du, dd, dA, dB, dC, dh0
+
+def _chunks(layout: _Layout) -> list[slice]:
+    starts = range(0, layout.steps, layout.chunk)
+    return [slice(start, min(start + layout.chunk, layout.steps)) for start in starts]
 
 
 def _decays(d: Tensor, A: Tensor, out: Tensor) -> Tensor:
@@ -155,126 +339,149 @@ def _outer(per_channel: Tensor, per_state: Tensor, out: Tensor) -> Tensor:
     return torch.mul(per_channel.unsqueeze(3), per_state.unsqueeze(4), out=out)
 
 
-def _buffers(d: Tensor, A: Tensor, chunk: int, count: int) -> list[Tensor]:
-    """Chunk buffers (T, R, G, N, P), used again for every chunk, as are their slices."""
-    shape = (chunk, d.shape[1], *A.shape)
-    return [torch.empty(shape, dtype=d.dtype, device=d.device) for _ in range(count)]
+def _real(tensor: Tensor) -> Tensor:
+    return tensor.real if tensor.is_complex() else tensor
 
 
-def _segment_starts(
-    u: Tensor, d: Tensor, A: Tensor, B: Tensor, h0: Tensor, layout: _Layout
-) -> Tensor:
+def _read(C: Tensor, states: Tensor) -> Tensor:
+    """y = C h, for complex numbers 2 Re(C h): (T, R, G, P)."""
+    y = torch.matmul(C.unsqueeze(3), states).squeeze(3)
+    return 2 * y.real if y.is_complex() else y
+
+
+def _segment_starts(walk: _Core, layout: _Layout) -> Tensor:
     """State before each segment, (R, G, N, P): scan each from zero, then fold them in order."""
     if layout.segments == 1:
-        return h0.contiguous()
-    ends = torch.zeros(d.shape[1], *A.shape, dtype=d.dtype, device=d.device)
-    decay, inflow = _buffers(d, A, layout.chunk, 2)
+        return walk.h0
+    ends = walk.A.new_zeros(walk.u.shape[1], *walk.A.shape)
+    decay, inflow = _buffers(walk, layout, 2)
     steps = list(zip(decay.unbind(), inflow.unbind(), strict=True))
-    for start in range(0, layout.steps, layout.chunk):
-        now = slice(start, start + layout.chunk)
-        _decays(d[now], A, decay)
-        _outer(d[now] * u[now], B[now], inflow)
-        for decay_t, inflow_t in steps:
+    for now in _chunks(layout):
+        count = now.stop - now.start
+        d = walk.d[now]
+        _decays(d, walk.A, decay[:count])
+        _outer(d * walk.u[now], walk.B[now], inflow[:count])
+        for decay_t, inflow_t in steps[:count]:
             torch.addcmul(inflow_t, decay_t, ends, out=ends)
-    return _fold(ends, d, A, h0, layout.segments, reverse=False)
+    return _fold(ends, walk, walk.h0, layout.segments, reverse=False)
 
 
-def _segment_adjoints(
-    dy: Tensor, d: Tensor, A: Tensor, C: Tensor, dfinal: Tensor, layout: _Layout
-) -> Tensor:
+def _segment_adjoints(walk: _Core, dy: Tensor, dfinal: Tensor, layout: _Layout) -> Tensor:
     """Gradient of the state after each segment, (R, G, N, P): `_segment_starts` run backwards."""
     if layout.segments == 1:
-        return dfinal.contiguous()
-    carry = torch.zeros(d.shape[1], *A.shape, dtype=d.dtype, device=d.device)
-    decay, inflow = _buffers(d, A, layout.chunk, 2)
+        return dfinal
+    carry = walk.A.new_zeros(walk.u.shape[1], *walk.A.shape)
+    decay, inflow = _buffers(walk, layout, 2)
     steps = list(zip(decay.unbind(), inflow.unbind(), strict=True))
-    for start in reversed(range(0, layout.steps, layout.chunk)):
-        now = slice(start, start + layout.chunk)
-        _decays(d[now], A, decay)
-        _outer(dy[now], C[now], inflow)
-        for decay_t, inflow_t in reversed(steps):
+    for now in reversed(_chunks(layout)):
+        count = now.stop - now.start
+        _decays(walk.d[now], walk.A, decay[:count]).conj_physical_()
+        _outer(dy[now], walk.C[now].conj(), inflow[:count])
+        for decay_t, inflow_t in reversed(steps[:count]):
             carry.add_(inflow_t).mul_(decay_t)
-    return _fold(carry, d, A, dfinal, layout.segments, reverse=True)
+    return _fold(carry, walk, dfinal, layout.segments, reverse=True)
 
 
-def _fold(
-    local: Tensor, d: Tensor, A: Tensor, edge: Tensor, segments: int, *, reverse: bool
-) -> Tensor:
+def _fold(local: Tensor, walk: _Core, edge: Tensor, segments: int, *, reverse: bool) -> Tensor:
     """Carry `edge` (B, G, N, P) through the segments: next = exp(A sum d) * this + local."""
     local = local.unflatten(0, (-1, segments))
-    decay = torch.exp(d.sum(0).unsqueeze(2) * A).unflatten(0, (-1, segments))
-    seen = torch.empty_like(local)
+    decay = torch.exp(walk.d.sum(0).unsqueeze(2) * walk.A).unflatten(0, (-1, segments))
     order = range(segments)
-    for s in reversed(order) if reverse else order:
+    if reverse:
+        decay, order = decay.conj(), order[::-1]
+    seen = torch.empty_like(local)
+    for s in order:
         seen[:, s] = edge
         edge = torch.addcmul(local[:, s], decay[:, s], edge)
     return seen.flatten(0, 1)
 
 
-def _forward(
-    u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, layout: _Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (T, R, G, P), the state at the start of every chunk, and the last state."""
-    y = torch.empty_like(u)
-    marks = torch.empty(
-        layout.steps // layout.chunk, d.shape[1], *A.shape, dtype=d.dtype, device=d.device
-    )
-    decay, states = _buffers(d, A, layout.chunk, 2)
+def _forward(walk: _Core, layout: _Layout, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (T, R, G, P) and last states (sequences, G, N, P); fills `marks`.
+
+    A mark is the state at the start of a chunk.
+    """
+    y = torch.empty_like(walk.u)
+    h = _segment_starts(walk, layout)
+    decay, states = _buffers(walk, layout, 2)
     steps = list(zip(decay.unbind(), states.unbind(), strict=True))
-    for index, start in enumerate(range(0, layout.steps, layout.chunk)):
-        now = slice(start, start + layout.chunk)
+    for index, now in enumerate(_chunks(layout)):
+        count = now.stop - now.start
+        d = walk.d[now]
         marks[index] = h
-        _decays(d[now], A, decay)
-        _outer(d[now] * u[now], B[now], states)
-        for decay_t, state_t in steps:
+        _decays(d, walk.A, decay[:count])
+        _outer(d * walk.u[now], walk.B[now], states[:count])
+        for decay_t, state_t in steps[:count]:
             h = torch.addcmul(state_t, decay_t, h, out=state_t)
-        y[now] = torch.matmul(C[now].unsqueeze(3), states).squeeze(3)
+        y[now] = _read(walk.C[now], states[:count])
         h = h.clone()
-    return y, marks, h
+    return y, h.unflatten(0, (-1, layout.segments))[:, -1]
 
 
-def _backward(
-    u: Tensor,
-    d: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    marks: Tensor,
-    dy: Tensor,
-    carry: Tensor,
-    layout: _Layout,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, d, A, B, C and of the state before each segment (README, section 3)."""
-    du, dd, dB, dC = (torch.empty_like(tensor) for tensor in (u, d, B, C))
-    dA = torch.zeros_like(A)
-    decay, adjoint = _buffers(d, A, layout.chunk, 2)
-    (states,) = _buffers(d, A, layout.chunk + 1, 1)
-    before, after = states[:-1], states[1:]
-    onward = list(zip(decay.unbind(), before.unbind(), after.unbind(), strict=True))
-    backward = list(
-        zip(decay[1:].unbind(), adjoint[1:].unbind(), adjoint.unbind()[:-1], strict=True)
+def _core_gradients(scan: Scan, core: _Core, marks: Tensor, dy: Tensor, dfinal: Tensor) -> _Found:
+    """Gradients of `_Core` by those of y (B, L, D) and of the final state, part by part."""
+    dy = dy.unflatten(2, (core.A.shape[0], -1))
+    if scan.A.is_complex():
+        dy = 2 * dy  # y = 2 Re(C h)
+    fresh = core.u.new_empty
+    found = _Found(
+        u=fresh(core.u.shape),
+        d=fresh(core.u.shape),
+        A=torch.zeros_like(core.A, memory_format=torch.contiguous_format),
+        B=core.B.new_zeros(core.B.shape),
+        C=core.C.new_zeros(core.C.shape),
+        h0=core.h0.new_empty(core.h0.shape),
+        y=fresh(core.u.shape),
     )
-    for index in reversed(range(marks.shape[0])):
-        now = slice(index * layout.chunk, (index + 1) * layout.chunk)
-        d_now, u_now = d[now], u[now]
-        du_now = d_now * u_now
-        _decays(d_now, A, decay)
+    for part in _parts(scan):
+        walk = part.walk(core)
+        kept = part.marks(marks, walk)
+        if marks.numel() == 0:
+            _forward(walk, part.layout, kept)
+        dfinal_part = dfinal[part.rows, part.groups, :, part.channels]
+        here = _backward(walk, kept, part.take(dy, part.channels), dfinal_part, part.layout)
+        for name in ("u", "d", "y"):
+            part.put(getattr(found, name), getattr(here, name), part.channels)
+        for name in ("B", "C"):
+            part.put(getattr(found, name), getattr(here, name), add=True)
+        found.A[part.groups, :, part.channels] += here.A
+        found.h0[part.rows, part.groups, :, part.channels] = here.h0
+    return found
+
+
+def _backward(walk: _Core, marks: Tensor, dy: Tensor, dfinal: Tensor, layout: _Layout) -> _Found:
+    """Gradients of one part, time-major (README, section 3)."""
+    u, d, A, B, C, _ = walk
+    du, dd, y = (torch.empty_like(u) for _ in range(3))
+    dB, dC, dA = torch.empty_like(B), torch.empty_like(C), torch.zeros_like(A)
+    carry = _segment_adjoints(walk, dy, dfinal, layout)
+    decay, adjoint, states = _buffers(walk, layout._replace(chunk=layout.chunk + 1), 3)
+    onward = list(zip(decay.unbind(), states.unbind()[:-1], states.unbind()[1:], strict=False))
+    backward = list(zip(decay.unbind()[1:], adjoint.unbind()[1:], adjoint.unbind(), strict=False))
+    for index, now in reversed(list(enumerate(_chunks(layout)))):
+        count = now.stop - now.start
+        a, g = decay[:count], adjoint[:count]
+        before, after = states[:count], states[1 : count + 1]
+        d_now, dy_now, inflow = d[now], dy[now], d[now] * u[now]
+        _decays(d_now, A, a)
         states[0] = marks[index]
-        _outer(du_now, B[now], after)
-        for decay_t, before_t, after_t in onward:
+        _outer(inflow, B[now], after)
+        for decay_t, before_t, after_t in onward[:count]:
             torch.addcmul(after_t, decay_t, before_t, out=after_t)
-        _outer(dy[now], C[now], adjoint)
-        adjoint[-1] += carry
-        for decay_t, later_t, adjoint_t in reversed(backward):
+        a.conj_physical_()
+        _outer(dy_now, C[now].conj(), g)
+        g[-1] += carry
+        for decay_t, later_t, adjoint_t in reversed(backward[: count - 1]):
             torch.addcmul(adjoint_t, decay_t, later_t, out=adjoint_t)
-        carry = decay[0] * adjoint[0]
-        dC[now] = torch.matmul(after, dy[now].unsqueeze(4)).squeeze(4)
-        dB[now] = torch.matmul(adjoint, du_now.unsqueeze(4)).squeeze(4)
-        d_inflow = torch.matmul(B[now].unsqueeze(3), adjoint).squeeze(3)
+        carry = a[0] * g[0]
+        y[now] = _read(C[now], after)
+        dC[now] = torch.matmul(after.conj(), dy_now.to(A.dtype).unsqueeze(4)).squeeze(4)
+        dB[now] = torch.matmul(g, inflow.to(A.dtype).unsqueeze(4)).squeeze(4)
+        d_inflow = _real(torch.matmul(B[now].conj().unsqueeze(3), g).squeeze(3))
         torch.mul(d_inflow, d_now, out=du[now])
         # What the decay receives: d(exp(dA))/d(dA) = decay, times the state it multiplied.
-        decay.mul_(before).mul_(adjoint)
-        torch.mul(decay, d_now.unsqueeze(3), out=adjoint)
-        dA += adjoint.sum((0, 1))
-        torch.addcmul(decay.mul_(A).sum(3), d_inflow, u_now, out=dd[now])
-    return du, dd, dA, dB, dC, carry
+        a.mul_(before.conj()).mul_(g)
+        torch.mul(a, d_now.unsqueeze(3), out=g)
+        dA += g.sum((0, 1))
+        torch.addcmul(_real(a.mul_(A.conj()).sum(3)), d_inflow, u[now], out=dd[now])
+    return _Found(du, dd, dA, dB, dC, carry.unflatten(0, (-1, layout.segments))[:, 0], y)

@@ -42,7 +42,7 @@ def _values_and_gradients(
     arguments: dict[str, torch.Tensor], *, backend: str
 ) -> dict[str, torch.Tensor]:
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
-    y, state = selective_scan(**leaves, backend=backend)
+    y, state = selective_scan(**leaves, return_state=True, backend=backend)
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
     ((y * weights).sum() + state.sum()).backward()
     results = {f"d{name}": leaf.grad for name, leaf in leaves.items()}

@@ -1,0 +1,228 @@
+"""The selective scan as operators of torch: what compile, checkpointing and DDP need to know.
+
+``dnassm::selective_scan`` returns y, the final state and `marks`, which its backward wants kept.
+The backend is chosen inside, so that a traced call holds no more than its name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnassm.errors import ShapeError
+from dnassm.kernels.backends import Backends, without_autocast
+from dnassm.kernels.selective_scan.arguments import Gradients, Scan
+
+BACKENDS = Backends(__package__)
+
+_TENSORS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+    "Tensor? initial_state"
+)
+_ARGUMENTS = f"{_TENSORS}, Tensor? cu_seqlens, bool dt_softplus, bool reverse, bool exact"
+_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LIBRARY.define(
+    f"selective_scan({_ARGUMENTS}, str backend) -> (Tensor y, Tensor final_state, Tensor marks)",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    f"selective_scan_backward({_ARGUMENTS}, str backend, Tensor marks, Tensor dy, Tensor dfinal) "
+    f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "selective_scan_step(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor state, "
+    "Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus) -> (Tensor y, Tensor next_state)",
+    tags=_TAGS,
+)
+
+scan = torch.ops.dnassm.selective_scan.default
+scan_backward = torch.ops.dnassm.selective_scan_backward.default
+step = torch.ops.dnassm.selective_scan_step.default
+
+
+# The scan
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Scan(*arguments[:-1])
+    _check_data(call)
+    backend = BACKENDS.choose(arguments[-1], call)
+    with without_autocast(call.x.device):
+        result: tuple[Tensor, Tensor, Tensor] = backend.forward(call)
+    return result
+
+
+def _check_data(call: Scan) -> None:
+    """What cannot be seen from shapes. Not in a CUDA graph: it would wait for the device."""
+    if call.x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if call.cu_seqlens is not None:
+        edges, length = call.cu_seqlens.tolist(), call.x.shape[1]
+        rising = all(a < b for a, b in itertools.pairwise(edges))
+        if edges[0] != 0 or edges[-1] != length or not rising:
+            raise ShapeError(
+                f"selective_scan: cu_seqlens must rise from 0 to L = {length}, every sequence at "
+                f"least one position long, got {_shortened(edges)}"
+            )
+    if call.initial_state is not None and not call.initial_state.isfinite().all():
+        bad = int((~call.initial_state.isfinite()).sum())
+        raise ShapeError(
+            f"selective_scan: initial_state must be finite, got {bad} values that are not, of "
+            f"{call.initial_state.numel()}"
+        )
+
+
+def _shortened(edges: list[int]) -> str:
+    if len(edges) <= 12:
+        return str(edges)
+    return f"[{', '.join(map(str, edges[:6]))}, ..., {', '.join(map(str, edges[-3:]))}]"
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Scan(*arguments[:-1])
+    backend = BACKENDS.choose(arguments[-1], call)
+    x = call.x
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(call.state_shape, dtype=call.state_dtype),
+        x.new_empty(backend.marks_shape(call), dtype=call.inner),
+    )
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *given, backend_name, marks, dy, dfinal = arguments
+    call = Scan(*given)
+    backend = BACKENDS.choose(backend_name, call)
+    with without_autocast(call.x.device):
+        gradients: Gradients = backend.backward(call, marks, dy, dfinal)
+    return tuple(call.x.new_empty(0) if g is None else g for g in gradients)
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    x, tensors = arguments[0], arguments[: len(Gradients._fields)]
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    marks = output[2]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(marks)
+    ctx.save_for_backward(*inputs[:10], marks)
+    ctx.options = inputs[10:]
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, marks = ctx.saved_tensors
+    x, A, cu_seqlens = tensors[0], tensors[2], tensors[9]
+    if dy is None:
+        dy = torch.zeros_like(x)
+    if dfinal is None:
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        dfinal = A.new_zeros(rows, *A.shape)
+    gradients = scan_backward(*tensors, *ctx.options, marks, dy, dfinal)
+    count = len(gradients)
+    found = [g if t is not None else None for g, t in zip(gradients, tensors[:count], strict=True)]
+    return (*found, *[None] * (1 + len(ctx.options)))
+
+
+# One step
+
+
+def _step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,  # noqa: FBT001  the order of the schema
+) -> tuple[Tensor, Tensor]:
+    """The equations of one position, in the dtype of the state inside."""
+    wide = torch.float64 if torch.float64 in (x.dtype, A.dtype) else torch.float32
+    groups = B.shape[1]
+    with without_autocast(x.device):
+        u, d = x.to(wide), dt.to(wide)
+        if dt_bias is not None:
+            d = d + dt_bias.to(wide)
+        if dt_softplus:
+            d = F.softplus(d)
+        h = torch.exp(d.unsqueeze(2) * A.to(wide)).mul_(state.to(wide))
+        grouped = h.unflatten(1, (groups, -1))
+        inflow = (d * u).unflatten(1, (groups, -1)).unsqueeze(3)
+        grouped.addcmul_(inflow, B.to(wide).unsqueeze(2))
+        y = torch.matmul(grouped, C.to(wide).unsqueeze(3)).flatten(1)
+        if D is not None:
+            y = torch.addcmul(y, u, D.to(wide))
+        if z is not None:
+            y = y * F.silu(z.to(wide))
+    return y.to(x.dtype), h.to(A.dtype)
+
+
+def _step_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    A = arguments[1]
+    return x.new_empty(x.shape), A.new_empty(x.shape[0], *A.shape)
+
+
+def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:9])
+    ctx.dt_softplus = inputs[9]
+
+
+def _differentiate_step(
+    ctx: Any, dy: Tensor | None, dnext: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """A scan of one position; no marks: the portable backend finds the states again."""
+    x, dt, A, B, C, state, D, z, dt_bias = ctx.saved_tensors
+    along = (x, dt, B, C, z, torch.zeros_like(x) if dy is None else dy)
+    x, dt, B, C, z, dy = (None if t is None else t.unsqueeze(1) for t in along)
+    dnext = torch.zeros_like(state, dtype=A.dtype) if dnext is None else dnext
+    options = (None, ctx.dt_softplus, False, True, "portable")
+    arguments = (x, dt, A, B, C, D, z, dt_bias, state, *options)
+    found = Gradients(*scan_backward(*arguments, A.new_empty(0), dy, dnext))
+    given = found._replace(
+        x=found.x.squeeze(1),
+        dt=found.dt.squeeze(1),
+        B=found.B.squeeze(1),
+        C=found.C.squeeze(1),
+        D=None if D is None else found.D,
+        z=None if z is None or found.z is None else found.z.squeeze(1),
+        dt_bias=None if dt_bias is None else found.dt_bias,
+    )
+    return (*given[:5], given.initial_state, given.D, given.z, given.dt_bias, None)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "selective_scan: a second derivative was asked for, and the scan has only the first; "
+        "call backward without create_graph"
+    )
+
+
+for _name, _function in (
+    ("selective_scan", _forward),
+    ("selective_scan_backward", _backward),
+    ("selective_scan_step", _step),
+):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+torch.library.register_fake("dnassm::selective_scan", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("dnassm::selective_scan_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_fake("dnassm::selective_scan_step", _step_fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "dnassm::selective_scan", _differentiate, setup_context=_setup, lib=_LIBRARY
+)
+torch.library.register_autograd("dnassm::selective_scan_backward", _refuse, lib=_LIBRARY)
+torch.library.register_autograd(
+    "dnassm::selective_scan_step", _differentiate_step, setup_context=_setup_step, lib=_LIBRARY
+)
