@@ -22,10 +22,11 @@ PRIORITY = 10
 # microseconds on CPU, a kernel launch on a GPU) dominates; more, and the second pass over the
 # segments does. Tuned on two cores: 2^12 is 15 % faster than 2^15 where a row alone has 2^12.
 _WIDTH = {"cpu": 1 << 12, "cuda": 1 << 22}
-# Above this many, rows and channels are walked in parts: on CPU three chunk buffers of a part share
-# the last-level cache.
-_PART = {"cpu": 1 << 14, "cuda": 1 << 22}
+# Above this many, rows and channels are walked in parts. Fewer than 2^15 and torch keeps a call on
+# one core of a CPU; more, and the chunk buffers outgrow its cache.
+_PART = {"cpu": 1 << 16, "cuda": 1 << 22}
 _SHORTEST_SEGMENT = 64
+# Steps per chunk: the marks are N / chunk numbers per position and channel.
 _CHUNK = {"cpu": 64, "cuda": 32}
 
 
@@ -52,14 +53,15 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     y, final = core.u.new_empty(core.u.shape), torch.empty_like(core.h0)
     for part in _parts(scan):
         walk = part.walk(core)
-        y_T, ends = _forward(walk, part.layout, part.marks(marks, walk))
-        part.put(y, y_T, part.channels)
+        y_part = part.room(y, part.channels)
+        ends = _forward(walk, part.layout, part.marks(marks, walk), y_part)
+        part.put(y, y_part, part.channels)
         final[part.rows, part.groups, :, part.channels] = ends
     y = y.flatten(2)
     if scan.D is not None:
-        y = torch.addcmul(y, core.u.flatten(2), scan.D.to(scan.real))
+        y.addcmul_(core.u.flatten(2), scan.D.to(scan.real))
     if scan.z is not None:
-        y = y * F.silu(scan.z.to(scan.real))
+        y.mul_(F.silu(scan.z.to(scan.real)))
     return y.to(scan.x.dtype), _ungrouped(final).to(scan.state_dtype), marks
 
 
@@ -69,20 +71,21 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
     gated = outer if scan.z is None else outer * F.silu(scan.z.to(scan.real))
     found = _core_gradients(scan, core, marks, gated, _grouped(dfinal.to(scan.inner), core))
     u, du, dd = core.u.flatten(2), found.u.flatten(2), found.d.flatten(2)
-    dD = dz = dt_bias = None
-    y = found.y.flatten(2)
+    dD = dz = dt_bias = h0 = None
     if scan.D is not None:
-        D = scan.D.to(scan.real)
-        du, y = torch.addcmul(du, gated, D), torch.addcmul(y, u, D)
+        du.addcmul_(gated, scan.D.to(scan.real))
         dD = (gated * u).sum((0, 1)).to(scan.D.dtype)
-    if scan.z is not None:
-        z = scan.z.to(scan.real)
-        dz = (_silu_slope(z) * outer * y).to(scan.z.dtype)
+    if scan.z is not None and found.y is not None:
+        y = found.y.flatten(2)
+        if scan.D is not None:
+            y.addcmul_(u, scan.D.to(scan.real))
+        dz = y.mul_(outer).mul_(_silu_slope(scan.z.to(scan.real))).to(scan.z.dtype)
     if scan.dt_softplus:
-        dd = dd * torch.sigmoid(_before_softplus(scan))
+        dd.mul_(torch.sigmoid(_before_softplus(scan)))
     if scan.dt_bias is not None:
         dt_bias = dd.sum((0, 1)).to(scan.dt_bias.dtype)
-    h0 = None if scan.initial_state is None else found.h0.to(scan.initial_state.dtype)
+    if scan.initial_state is not None:
+        h0 = _ungrouped(found.h0).to(scan.initial_state.dtype)
     return Gradients(
         x=du.to(scan.x.dtype),
         dt=dd.to(scan.dt.dtype),
@@ -92,7 +95,7 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
         D=dD,
         z=dz,
         dt_bias=dt_bias,
-        initial_state=None if h0 is None else _ungrouped(h0),
+        initial_state=h0,
     )
 
 
@@ -140,7 +143,7 @@ class _Core(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Gradients of the tensors of `_Core`, and y, which the gradient of z needs."""
+    """Gradients of the tensors of `_Core`, and y where the gradient of a z will need it."""
 
     u: Tensor
     d: Tensor
@@ -148,7 +151,7 @@ class _Found(NamedTuple):
     B: Tensor
     C: Tensor
     h0: Tensor
-    y: Tensor
+    y: Tensor | None
 
 
 def _grouped(state: Tensor, core: _Core) -> Tensor:
@@ -189,6 +192,7 @@ class _Part(NamedTuple):
     channels: slice
     """Of every group in `groups`."""
     reverse: bool
+    length: int
     layout: _Layout
 
     def walk(self, core: _Core) -> _Core:
@@ -212,23 +216,32 @@ class _Part(NamedTuple):
             found.masked_fill_((self.positions < 0)[:, :, None, None], 0)
         return _time_major(found, self.layout)
 
-    def put(
-        self, out: Tensor, tensor: Tensor, last: slice = slice(None), *, add: bool = False
-    ) -> None:
-        """The inverse of `take`, into `out`."""
+    def room(self, out: Tensor, last: slice = slice(None)) -> Tensor:
+        """Where this part writes (T, R, G, K): in `out` if that has its order in time, or apart."""
         view = out[self.rows if self.positions is None else 0, ..., self.groups, last]
-        if self.positions is None:
-            value = _batch_major(tensor, view.shape[0], view.shape[1])
-            value = value.flip(1) if self.reverse else value
-            if add:
-                view += value
-            else:
-                view.copy_(value)
+        if self._in_place:
+            return _time_major(view, self.layout)
+        rows = view.shape[0] if self.positions is None else self.positions.shape[0]
+        sizes = (self.layout.steps, rows * self.layout.segments)
+        return view.new_empty(*sizes, *view.shape[-2:])
+
+    def put(self, out: Tensor, tensor: Tensor, last: slice = slice(None)) -> None:
+        """Bring what was written into `room` to its place in `out`."""
+        if self._in_place:
             return
-        value = _batch_major(tensor, *self.positions.shape)
-        real = self.positions >= 0
-        where = self.positions[real]
-        view[where] = view[where] + value[real] if add else value[real]
+        if self.positions is None:
+            view = out[self.rows, :, self.groups, last]
+            value = _batch_major(tensor, view.shape[0], view.shape[1])
+            view.copy_(value.flip(1) if self.reverse else value)
+        else:
+            real = self.positions >= 0
+            value = _batch_major(tensor, *self.positions.shape)
+            out[0, :, self.groups, last][self.positions[real]] = value[real]
+
+    @property
+    def _in_place(self) -> bool:
+        padded = self.layout.segments * self.layout.steps > self.length
+        return self.positions is None and not self.reverse and not padded
 
     def marks(self, marks: Tensor, walk: _Core) -> Tensor:
         """Room for the marks of this part: in those of the call, or of its own."""
@@ -256,7 +269,7 @@ def _parts(scan: Scan) -> list[_Part]:
                 rows = torch.tensor(here, device=device)
                 positions = _positions(scan.cu_seqlens, rows, length, reverse=scan.reverse)
             parts += [
-                _Part(rows, positions, *blocks, scan.reverse, layout)
+                _Part(rows, positions, *blocks, scan.reverse, length, layout)
                 for blocks in _channel_blocks(groups, channels // groups, states, limit)
             ]
     return parts
@@ -299,13 +312,16 @@ def _channel_blocks(
 
 
 def _time_major(tensor: Tensor, layout: _Layout) -> Tensor:
-    """(B, L, ...) -> (steps, B*segments, ...), zeros at the end, which leave the state as it is."""
+    """(B, L, ...) -> (steps, B*segments, ...), a view where nothing is missing at the end.
+
+    What is missing is 0, which leaves the state as it is.
+    """
     batch, length = tensor.shape[:2]
     padding = layout.segments * layout.steps - length
     if padding:
         tensor = torch.cat([tensor, tensor.new_zeros(batch, padding, *tensor.shape[2:])], dim=1)
     rows: Tensor = tensor.unflatten(1, (layout.segments, layout.steps))
-    return rows.flatten(0, 1).transpose(0, 1).contiguous()
+    return rows.flatten(0, 1).transpose(0, 1)
 
 
 def _batch_major(tensor: Tensor, batch: int, length: int) -> Tensor:
@@ -396,12 +412,8 @@ def _fold(local: Tensor, walk: _Core, edge: Tensor, segments: int, *, reverse: b
     return seen.flatten(0, 1)
 
 
-def _forward(walk: _Core, layout: _Layout, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs (T, R, G, P) and last states (sequences, G, N, P); fills `marks`.
-
-    A mark is the state at the start of a chunk.
-    """
-    y = torch.empty_like(walk.u)
+def _forward(walk: _Core, layout: _Layout, marks: Tensor, y: Tensor | None) -> Tensor:
+    """Last states (sequences, G, N, P); fills `marks`, the states before the chunks, and `y`."""
     h = _segment_starts(walk, layout)
     decay, states = _buffers(walk, layout, 2)
     steps = list(zip(decay.unbind(), states.unbind(), strict=True))
@@ -413,9 +425,11 @@ def _forward(walk: _Core, layout: _Layout, marks: Tensor) -> tuple[Tensor, Tenso
         _outer(d * walk.u[now], walk.B[now], states[:count])
         for decay_t, state_t in steps[:count]:
             h = torch.addcmul(state_t, decay_t, h, out=state_t)
-        y[now] = _read(walk.C[now], states[:count])
+        if y is not None:
+            y[now] = _read(walk.C[now], states[:count])
         h = h.clone()
-    return y, h.unflatten(0, (-1, layout.segments))[:, -1]
+    last: Tensor = h.unflatten(0, (-1, layout.segments))[:, -1]
+    return last
 
 
 def _core_gradients(scan: Scan, core: _Core, marks: Tensor, dy: Tensor, dfinal: Tensor) -> _Found:
@@ -423,38 +437,46 @@ def _core_gradients(scan: Scan, core: _Core, marks: Tensor, dy: Tensor, dfinal: 
     dy = dy.unflatten(2, (core.A.shape[0], -1))
     if scan.A.is_complex():
         dy = 2 * dy  # y = 2 Re(C h)
-    fresh = core.u.new_empty
     found = _Found(
-        u=fresh(core.u.shape),
-        d=fresh(core.u.shape),
-        A=torch.zeros_like(core.A, memory_format=torch.contiguous_format),
+        u=core.u.new_empty(core.u.shape),
+        d=core.u.new_empty(core.u.shape),
+        A=core.A.new_zeros(core.A.shape),
         B=core.B.new_zeros(core.B.shape),
         C=core.C.new_zeros(core.C.shape),
         h0=core.h0.new_empty(core.h0.shape),
-        y=fresh(core.u.shape),
+        y=None if scan.z is None else core.u.new_empty(core.u.shape),
     )
     for part in _parts(scan):
-        walk = part.walk(core)
+        walk, channels = part.walk(core), part.channels
         kept = part.marks(marks, walk)
         if marks.numel() == 0:
-            _forward(walk, part.layout, kept)
-        dfinal_part = dfinal[part.rows, part.groups, :, part.channels]
-        here = _backward(walk, kept, part.take(dy, part.channels), dfinal_part, part.layout)
-        for name in ("u", "d", "y"):
-            part.put(getattr(found, name), getattr(here, name), part.channels)
-        for name in ("B", "C"):
-            part.put(getattr(found, name), getattr(here, name), add=True)
-        found.A[part.groups, :, part.channels] += here.A
-        found.h0[part.rows, part.groups, :, part.channels] = here.h0
+            _forward(walk, part.layout, kept, None)
+        here = _Found(
+            u=part.room(found.u, channels),
+            d=part.room(found.d, channels),
+            A=walk.A,
+            B=part.take(found.B),  # what the channels before have left, to add to
+            C=part.take(found.C),
+            h0=dfinal[part.rows, part.groups, :, channels],
+            y=None if found.y is None else part.room(found.y, channels),
+        )
+        here = _backward(walk, part.layout, kept, part.take(dy, channels), here)
+        part.put(found.u, here.u, channels)
+        part.put(found.d, here.d, channels)
+        part.put(found.B, here.B)
+        part.put(found.C, here.C)
+        if found.y is not None and here.y is not None:
+            part.put(found.y, here.y, channels)
+        found.A[part.groups, :, channels] += here.A
+        found.h0[part.rows, part.groups, :, channels] = here.h0
     return found
 
 
-def _backward(walk: _Core, marks: Tensor, dy: Tensor, dfinal: Tensor, layout: _Layout) -> _Found:
-    """Gradients of one part, time-major (README, section 3)."""
+def _backward(walk: _Core, layout: _Layout, marks: Tensor, dy: Tensor, out: _Found) -> _Found:
+    """Fill `out` (README, section 3), whose h0 is the gradient of the last state on entry."""
     u, d, A, B, C, _ = walk
-    du, dd, y = (torch.empty_like(u) for _ in range(3))
-    dB, dC, dA = torch.empty_like(B), torch.empty_like(C), torch.zeros_like(A)
-    carry = _segment_adjoints(walk, dy, dfinal, layout)
+    dA = torch.zeros_like(A)
+    carry = _segment_adjoints(walk, dy, out.h0, layout)
     decay, adjoint, states = _buffers(walk, layout._replace(chunk=layout.chunk + 1), 3)
     onward = list(zip(decay.unbind(), states.unbind()[:-1], states.unbind()[1:], strict=False))
     backward = list(zip(decay.unbind()[1:], adjoint.unbind()[1:], adjoint.unbind(), strict=False))
@@ -474,14 +496,15 @@ def _backward(walk: _Core, marks: Tensor, dy: Tensor, dfinal: Tensor, layout: _L
         for decay_t, later_t, adjoint_t in reversed(backward[: count - 1]):
             torch.addcmul(adjoint_t, decay_t, later_t, out=adjoint_t)
         carry = a[0] * g[0]
-        y[now] = _read(C[now], after)
-        dC[now] = torch.matmul(after.conj(), dy_now.to(A.dtype).unsqueeze(4)).squeeze(4)
-        dB[now] = torch.matmul(g, inflow.to(A.dtype).unsqueeze(4)).squeeze(4)
+        if out.y is not None:
+            out.y[now] = _read(C[now], after)
+        out.C[now] += torch.matmul(after.conj(), dy_now.to(A.dtype).unsqueeze(4)).squeeze(4)
+        out.B[now] += torch.matmul(g, inflow.to(A.dtype).unsqueeze(4)).squeeze(4)
         d_inflow = _real(torch.matmul(B[now].conj().unsqueeze(3), g).squeeze(3))
-        torch.mul(d_inflow, d_now, out=du[now])
+        torch.mul(d_inflow, d_now, out=out.u[now])
         # What the decay receives: d(exp(dA))/d(dA) = decay, times the state it multiplied.
         a.mul_(before.conj()).mul_(g)
         torch.mul(a, d_now.unsqueeze(3), out=g)
         dA += g.sum((0, 1))
-        torch.addcmul(_real(a.mul_(A.conj()).sum(3)), d_inflow, u[now], out=dd[now])
-    return _Found(du, dd, dA, dB, dC, carry.unflatten(0, (-1, layout.segments))[:, 0], y)
+        torch.addcmul(_real(a.mul_(A.conj()).sum(3)), d_inflow, u[now], out=out.d[now])
+    return out._replace(A=dA, h0=carry.unflatten(0, (-1, layout.segments))[:, 0])

@@ -398,7 +398,7 @@ def test_memory_is_linear_in_length_and_far_below_a_state_per_position(batch):
     assert second <= 2.1 * first
     # Per position and channel: gradients of x, dt, z and u, d, dy, y in both orders of axes, and
     # N / chunk marks. A state per position would be N = 64 alone, its decays and adjoint the same.
-    assert second / (4 * batch * 1024 * channels) <= 26
+    assert second / (4 * batch * 1024 * channels) <= 24
 
 
 # Bad input
@@ -464,7 +464,8 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
 def test_auto_takes_the_next_backend_when_the_preferred_one_cannot_run(monkeypatch):
     inputs = GOOD.inputs(torch.float64)
     want, _ = selective_scan(**inputs, return_state=True, backend="reference")
-    monkeypatch.setattr(portable, "supports", lambda tensors: "it is Sunday")
+    for name in FAST:
+        monkeypatch.setattr(BACKENDS.all()[name], "supports", lambda scan: "it is Sunday")
     assert torch.equal(selective_scan(**inputs), want)
 
 
