@@ -1,0 +1,52 @@
+"""What the causal convolution was called with, in the form in which its backends take it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conv:
+    """Checked arguments of one call; shapes as in `causal_conv1d`, any strides."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_state: Tensor | None
+    cu_seqlens: Tensor | None
+    """(S+1,) int32 on the device of x; None when every row of the batch is one sequence."""
+    silu: bool
+    reverse: bool
+
+    @property
+    def width(self) -> int:
+        """Taps K."""
+        return self.weight.shape[1]
+
+    @property
+    def sequences(self) -> int:
+        """Number of states: rows of the batch, or sequences packed on its one row."""
+        return self.x.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Shape of the initial and of the final state, (sequences, K-1, D)."""
+        return (self.sequences, self.weight.shape[1] - 1, self.x.shape[2])
+
+    @property
+    def inner(self) -> torch.dtype:
+        """Dtype of all sums: float32, float64 if x is."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+
+class Gradients(NamedTuple):
+    """Gradient of each tensor argument, in its dtype and shape; None where it was not given."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_state: Tensor | None

@@ -1,0 +1,197 @@
+"""Causal convolution on NVIDIA GPUs: causal_conv1d.cu, compiled by NVRTC at first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnassm.kernels import nvrtc
+from dnassm.kernels.backends import Elsewhere
+from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+
+PRIORITY = 40
+
+SOURCE = Path(__file__).with_name("causal_conv1d.cu")
+WIDEST = 32
+"""Taps: as many inputs are held in registers."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_THREADS = 128
+
+
+def supports(call: Conv) -> str | None:
+    """Needs an NVIDIA GPU, at most 32-bit numbers and 32 taps."""
+    if not call.x.is_cuda:
+        return Elsewhere(f"needs a CUDA device, got {call.x.device.type}")
+    if call.x.dtype not in _DTYPES:
+        return Elsewhere(f"computes in float32, x is {call.x.dtype}")
+    if call.width > WIDEST:
+        return f"holds at most {WIDEST} taps in registers, got {call.width}"
+    return nvrtc.unavailable(call.x.device)
+
+
+class Variant(NamedTuple):
+    """How a kernel is compiled; README.md has the registers that each takes."""
+
+    vector: int
+    """Neighbouring channels of one thread."""
+    unroll: int
+    """Positions in flight."""
+    blocks: int
+    """Blocks of 128 threads that an SM must hold, which bounds the registers."""
+    longest: int
+    """Positions of a tile at most: short ones read much twice, long ones come in few waves."""
+
+    def macros(self, call: Conv) -> dict[str, int | str]:
+        """What the source is compiled with."""
+        return {
+            "BFLOAT16": int(call.x.dtype == torch.bfloat16),
+            "FLOAT16": int(call.x.dtype == torch.float16),
+            "VECTOR": self.vector,
+            "WIDTH": call.width,
+            "SILU": int(call.silu),
+            "PACKED": int(call.cu_seqlens is not None),
+            "UNROLL": self.unroll,
+            "THREADS": _THREADS,
+            "BLOCKS": self.blocks,
+        }
+
+
+def forward_variant(call: Conv) -> Variant:
+    """8 bytes of channels per thread and position where they are aligned, fewer for many taps."""
+    if call.width <= 4:
+        return Variant(_vector(call.x, 8), unroll=8, blocks=5, longest=192)
+    if call.width <= 8:
+        return Variant(_vector(call.x, 4), unroll=8, blocks=4, longest=192)
+    return Variant(vector=1, unroll=4, blocks=2, longest=192)
+
+
+def backward_variant(call: Conv, dy: Tensor) -> Variant:
+    """Half of the forward's channels: a thread holds two windows and the sums of the weights."""
+    if call.width <= 4:
+        vector = min(_vector(call.x, 4), _vector(dy, 4))
+        return Variant(vector, unroll=8, blocks=5 if call.cu_seqlens is None else 4, longest=384)
+    if call.width <= 8:
+        return Variant(vector=1, unroll=8, blocks=4, longest=384)
+    return Variant(vector=1, unroll=4, blocks=2, longest=384)
+
+
+def _vector(tensor: Tensor, most: int) -> int:
+    """How many neighbours, of `most` bytes together, can be moved as one all over the tensor."""
+    numbers = most // tensor.element_size()
+    if tensor.stride(2) != 1 and tensor.shape[2] > 1:
+        return 1
+    steps = [n for n, size in zip(tensor.stride()[:2], tensor.shape[:2], strict=True) if size > 1]
+    while numbers > 1:
+        aligned = tensor.data_ptr() % (numbers * tensor.element_size()) == 0
+        if aligned and not any(n % numbers for n in (*steps, tensor.shape[2])):
+            return numbers
+        numbers //= 2
+    return 1
+
+
+class _Grid(NamedTuple):
+    tile: int
+    tiles: int
+    blocks: int
+    threads: int
+
+
+def _grid(call: Conv, variant: Variant) -> _Grid:
+    """Tiles long enough to be worth their start, and enough of them to fill the GPU twice."""
+    batch, length, channels = call.x.shape
+    processors = torch.cuda.get_device_properties(call.x.device).multi_processor_count
+    columns = channels // variant.vector
+    resident = processors * variant.blocks * _THREADS
+    work = batch * length * columns // (2 * resident)
+    shortest = 2 * variant.unroll
+    tile = max(shortest, min(variant.longest, work)) // variant.unroll * variant.unroll
+    tiles = -(-length // tile)
+    total = batch * tiles * columns
+    threads = _THREADS
+    while threads > 32 and -(-total // threads) < 2 * processors:
+        threads //= 2
+    return _Grid(tile, tiles, -(-total // threads), threads)
+
+
+def forward(call: Conv) -> tuple[Tensor, Tensor]:
+    """Compute y and the final state; shapes as in `causal_conv1d`. Sums are float32."""
+    x = call.x
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final = torch.empty(call.state_shape, dtype=x.dtype, device=x.device)
+    variant = forward_variant(call)
+    grid = _grid(call, variant)
+    kernel = nvrtc.kernel(SOURCE, "causal_conv1d_forward", variant.macros(call), x.device)
+    kernel.launch(
+        (grid.blocks, 1, 1),
+        grid.threads,
+        (
+            x,
+            *_parameters(call),
+            y,
+            final,
+            *x.shape,
+            call.sequences,
+            *x.stride(),
+            int(call.reverse),
+            grid.tile,
+        ),
+    )
+    return y, final
+
+
+def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
+    """Gradients of every input; those of weight and bias tile by tile, then added in one order."""
+    x, weight = call.x, call.weight
+    dy = dy.to(x.dtype)
+    if dy.stride(2) != 1:  # an expanded or a transposed gradient: rare, and slow to read as it is
+        dy = dy.contiguous()
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dinitial = None
+    if call.initial_state is not None:
+        dinitial = torch.empty(call.state_shape, dtype=torch.float32, device=x.device)
+    variant = backward_variant(call, dy)
+    grid = _grid(call, variant)
+    shape = (x.shape[0] * grid.tiles, call.width + 1, x.shape[2])
+    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    kernel = nvrtc.kernel(SOURCE, "causal_conv1d_backward", variant.macros(call), x.device)
+    kernel.launch(
+        (grid.blocks, 1, 1),
+        grid.threads,
+        (
+            x,
+            dy,
+            *_parameters(call),
+            _float32(dfinal),
+            dx,
+            dinitial,
+            partial,
+            *x.shape,
+            call.sequences,
+            *x.stride(),
+            *dy.stride(),
+            int(call.reverse),
+            grid.tile,
+        ),
+    )
+    sums = partial.sum(0)
+    return Gradients(
+        dx,
+        sums[:-1].t().to(weight.dtype, memory_format=torch.contiguous_format),
+        None if call.bias is None else sums[-1].to(call.bias.dtype),
+        None if dinitial is None else dinitial.to(call.initial_state.dtype),  # type: ignore[union-attr]
+    )
+
+
+def _parameters(call: Conv) -> tuple[Tensor | None, ...]:
+    """Weight, bias, initial state and edges, as both kernels take them."""
+    edges = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
+    given = (call.weight, call.bias, call.initial_state)
+    return (*(None if tensor is None else _float32(tensor) for tensor in given), edges)
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32).contiguous()

@@ -1,0 +1,181 @@
+"""The causal convolution as operators of torch: what compile, checkpointing and DDP need to know.
+
+``dnassm::causal_conv1d`` returns y and the final state; its backward finds all else again. The
+backend is chosen inside, so that a traced call holds no more than its name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnassm.errors import ShapeError
+from dnassm.kernels.backends import Backends, without_autocast
+from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+
+BACKENDS = Backends(__package__)
+
+_ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, bool silu, "
+    "bool reverse, str backend"
+)
+_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LIBRARY.define(f"causal_conv1d({_ARGUMENTS}) -> (Tensor y, Tensor final_state)", tags=_TAGS)
+_LIBRARY.define(
+    f"causal_conv1d_backward({_ARGUMENTS}, Tensor dy, Tensor dfinal) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu) "
+    "-> (Tensor y, Tensor next_state)",
+    tags=_TAGS,
+)
+
+conv = torch.ops.dnassm.causal_conv1d.default
+conv_backward = torch.ops.dnassm.causal_conv1d_backward.default
+step = torch.ops.dnassm.causal_conv1d_step.default
+
+
+# The convolution
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Conv(*arguments[:-1])
+    _check_data(call)
+    return _run(call, arguments[-1])
+
+
+def _run(call: Conv, backend: str) -> tuple[Tensor, Tensor]:
+    chosen = BACKENDS.choose(backend, call)
+    with without_autocast(call.x.device):
+        result: tuple[Tensor, Tensor] = chosen.forward(call)
+    return result
+
+
+def _check_data(call: Conv) -> None:
+    """What cannot be seen from shapes. Not in a CUDA graph: it would wait for the device."""
+    if call.x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if call.cu_seqlens is not None:
+        edges, length = call.cu_seqlens.tolist(), call.x.shape[1]
+        rising = all(a < b for a, b in itertools.pairwise(edges))
+        if edges[0] != 0 or edges[-1] != length or not rising:
+            raise ShapeError(
+                f"causal_conv1d: cu_seqlens must rise from 0 to L = {length}, every sequence at "
+                f"least one position long, got {_shortened(edges)}"
+            )
+    if call.initial_state is not None and not call.initial_state.isfinite().all():
+        bad = int((~call.initial_state.isfinite()).sum())
+        raise ShapeError(
+            f"causal_conv1d: initial_state must be finite, got {bad} values that are not, of "
+            f"{call.initial_state.numel()}"
+        )
+
+
+def _shortened(edges: list[int]) -> str:
+    if len(edges) <= 12:
+        return str(edges)
+    return f"[{', '.join(map(str, edges[:6]))}, ..., {', '.join(map(str, edges[-3:]))}]"
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Conv(*arguments[:-1])
+    BACKENDS.choose(arguments[-1], call)
+    return call.x.new_empty(call.x.shape), call.x.new_empty(call.state_shape)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *given, backend, dy, dfinal = arguments
+    call = Conv(*given)
+    chosen = BACKENDS.choose(backend, call)
+    with without_autocast(call.x.device):
+        gradients: Gradients = chosen.backward(call, dy, dfinal)
+    return tuple(call.x.new_empty(0) if g is None else g for g in gradients)
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    x, tensors = arguments[0], arguments[: len(Gradients._fields)]
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors
+    call = Conv(*tensors, *ctx.options[:2])
+    if dy is None:
+        dy = torch.zeros_like(call.x)
+    if dfinal is None:
+        dfinal = call.x.new_zeros(call.state_shape)
+    gradients = conv_backward(*tensors, *ctx.options, dy, dfinal)
+    found = [g if t is not None else None for g, t in zip(gradients, tensors[:4], strict=True)]
+    return (*found, None, None, None, None)
+
+
+# One step
+
+
+def _step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    silu: bool,  # noqa: FBT001  the order of the schema
+) -> tuple[Tensor, Tensor]:
+    """A convolution of one position; the state is not looked at: that would wait for the device."""
+    call = Conv(x.unsqueeze(1), weight, bias, state, None, silu, reverse=False)
+    y, following = _run(call, "auto")
+    return y.squeeze(1), following
+
+
+def _step_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(arguments[2].shape)
+
+
+def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.silu = inputs[4]
+
+
+def _differentiate_step(ctx: Any, dy: Tensor | None, dnext: Tensor | None) -> tuple[Any, ...]:
+    x, weight, bias, state = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    dnext = torch.zeros_like(state, dtype=x.dtype) if dnext is None else dnext
+    arguments = (x.unsqueeze(1), weight, bias, state, None, ctx.silu, False, "auto")
+    found = conv_backward(*arguments, dy.unsqueeze(1), dnext)
+    return found[0].squeeze(1), found[1], None if bias is None else found[2], found[3], None
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "causal_conv1d: a second derivative was asked for, and the convolution has only the first; "
+        "call backward without create_graph"
+    )
+
+
+for _name, _function in (
+    ("causal_conv1d", _forward),
+    ("causal_conv1d_backward", _backward),
+    ("causal_conv1d_step", _step),
+):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+torch.library.register_fake("dnassm::causal_conv1d", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("dnassm::causal_conv1d_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_fake("dnassm::causal_conv1d_step", _step_fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "dnassm::causal_conv1d", _differentiate, setup_context=_setup, lib=_LIBRARY
+)
+torch.library.register_autograd("dnassm::causal_conv1d_backward", _refuse, lib=_LIBRARY)
+torch.library.register_autograd(
+    "dnassm::causal_conv1d_step", _differentiate_step, setup_context=_setup_step, lib=_LIBRARY
+)
