@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dnassm.errors import ShapeError
 from dnassm.kernels.selective_scan import op
+from dnassm.kernels.selective_scan.mamba_ssm import selective_scan_fn
 from dnassm.kernels.selective_scan.op import BACKENDS
 
-__all__ = ["BACKENDS", "MOST_STATES", "selective_scan", "selective_scan_step"]
+__all__ = ["BACKENDS", "MOST_STATES", "selective_scan", "selective_scan_fn", "selective_scan_step"]
 
 MOST_STATES = 256
 """Largest N."""
