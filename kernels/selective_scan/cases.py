@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dnassm.kernels.selective_scan import selective_scan
+
+Results = dict[str, Tensor]
+"""Values (``y``, ``state``) and gradients (``dx``, ``dA`` ...) by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +35,8 @@ TOLERANCES = {
 # 3e-8 too much or too little, and where d A does not change from step to step the errors add up.
 LONG_MEMORY = Tolerance(2e-4, 4e-4, "3e-8 per step, always in one direction, 4097 steps")
 
-LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 1000, 4097)
-"""Tiny, around the edges of chunks and segments, not a power of two, one past a chunk."""
+LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 1000, 4095, 4097)
+"""Tiny, around the edges of chunks and segments, not a power of two, around a power of two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,3 +127,70 @@ LONG = {
     "the same small step": Case(batch=1, length=4097, step=(1e-4, 1e-4), decay=(1e-3, 1e-3)),
 }
 """d A so small that the state at the start is still there at the end; for float32."""
+
+
+def weights_of(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Random weights of a loss that sees every element of every result."""
+    generator = torch.Generator().manual_seed(99)
+    wide = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
+    return [w.to(r.device, r.dtype) for w, r in zip(wide, results, strict=True)]
+
+
+def outcome(
+    inputs: dict[str, Tensor],
+    weights: list[Tensor] | None = None,
+    *,
+    backend: str = "auto",
+    **options: Any,
+) -> tuple[Results, list[Tensor]]:
+    """Values and gradients by name, and the weights of the loss, which goes through y and state.
+
+    `options` are further keyword arguments of `selective_scan`; softplus is on where a bias is.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    softplus = {"dt_softplus": "dt_bias" in inputs}
+    given: dict[str, Any] = {**leaves, **softplus, **options, "return_state": True}
+    results: Any = selective_scan(**given, backend=backend)
+    weights = weights or weights_of(results)
+    torch.autograd.backward(results, [w.to(r) for w, r in zip(weights, results, strict=True)])
+    gradients = {f"d{n}": leaf.grad for n, leaf in leaves.items() if leaf.grad is not None}
+    return {"y": results[0].detach(), "state": results[1].detach(), **gradients}, weights
+
+
+def truth(inputs: dict[str, Tensor], weights: list[Tensor], **options: Any) -> Results:
+    """The same by the reference, from the same numbers in float64 on the CPU."""
+    exact = {name: tensor.double().cpu() for name, tensor in inputs.items()}
+    edges = options.get("cu_seqlens")
+    if edges is not None:
+        options["cu_seqlens"] = edges.cpu()
+    wide = [weight.double().cpu() for weight in weights]
+    return outcome(exact, wide, backend="reference", **options)[0]
+
+
+def errors(got: Results, want: Results) -> dict[str, tuple[float, float]]:
+    """By name the error relative to `want`: root mean square and worst, as in `Tolerance`."""
+    found = {}
+    for name, expected in want.items():
+        error = got[name].double().to(expected.device) - expected
+        # 1e-30: what is forgotten at once, exp(-640), is nothing in float32.
+        rms = error.square().mean().sqrt() / (expected.square().mean().sqrt() + 1e-30)
+        worst = error.abs().max() / (expected.abs().max() + 1e-30)
+        found[name] = (float(rms), float(worst))
+    return found
+
+
+def faults(got: Results, want: Results, tolerance: Tolerance) -> list[str]:
+    """What is missing, of another shape or further from `want` than allowed; NaN is far."""
+    if got.keys() != want.keys():
+        return [f"have {sorted(got)}, expected {sorted(want)}"]
+    shapes = [
+        f"{name} is {tuple(got[name].shape)}, expected {tuple(expected.shape)}"
+        for name, expected in want.items()
+        if got[name].shape != expected.shape
+    ]
+    return shapes or [
+        f"{name}: rms {rms:.2g}, worst {worst:.2g}, allowed {tolerance.rms} and {tolerance.worst} "
+        f"({tolerance.why})"
+        for name, (rms, worst) in errors(got, want).items()
+        if not (rms <= tolerance.rms and worst <= tolerance.worst)
+    ]
