@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import logging
 import os
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def _installed(package: str) -> bool:
 
 
 def compile_source(source: str, macros: Macros, arch: str, *, cached: bool = True) -> bytes:
-    """Compile CUDA C++ to a cubin for `arch` ("sm_90"), or to PTX for a "compute_90". No GPU needed.
+    """Compile CUDA C++ to a cubin for `arch` ("sm_90"), or to PTX ("compute_90"); needs no GPU.
 
     Raises:
         BackendError: NVRTC refuses the source; the message holds its log.
@@ -95,7 +96,9 @@ def _store() -> Any | None:
     try:
         return FileStreamProgramCache(folder, max_size_bytes=_LARGEST_CACHE)
     except OSError as error:
-        log.warning("kernels are compiled in every process, %s cannot be written: %s", folder, error)
+        log.warning(
+            "kernels are compiled in every process, %s cannot be written: %s", folder, error
+        )
         return None
 
 
@@ -116,6 +119,9 @@ class Kernel:
         self._handle = handle
         self._device = device
         self._shared = 48 << 10
+        self._launching = threading.Lock()
+        self._values: Any = (ctypes.c_int64 * 0)()
+        self._addresses: Any = None
 
     def launch(
         self,
@@ -130,7 +136,7 @@ class Kernel:
         Args:
             grid: blocks in x, y, z.
             block: threads of a block.
-            arguments: one per parameter of the function.
+            arguments: one per parameter of the function; its integers are all 64 bits wide.
             shared: bytes of dynamic shared memory.
 
         Raises:
@@ -140,13 +146,37 @@ class Kernel:
 
         if shared > self._shared:
             self._allow_shared(shared)
-        values, types = zip(*map(_parameter, arguments), strict=True)
         stream = torch.cuda.current_stream(self._device).cuda_stream
-        with torch.cuda.device(self._device):
+        values = [_word(argument) for argument in arguments]
+        # The driver copies the parameters before it returns, so one buffer serves every launch.
+        with self._launching, torch.cuda.device(self._device):
+            self._enter_context()
             (status,) = driver.cuLaunchKernel(
-                self._handle, *grid, block, 1, 1, shared, stream, (values, types), 0
+                self._handle, *grid, block, 1, 1, shared, stream, self._parameters(values), 0
             )
         _check(status, f"launch of {grid} blocks of {block} threads")
+
+    def _enter_context(self) -> None:
+        """A thread of autograd may have no context yet: torch makes it current at its first use."""
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        _, context = driver.cuCtxGetCurrent()
+        if not int(context):
+            Device(self._index()).set_current()
+
+    def _index(self) -> int:
+        return torch.cuda.current_device() if self._device.index is None else self._device.index
+
+    def _parameters(self, values: list[int]) -> int:
+        """Address of the list of addresses of the parameters."""
+        count = len(values)
+        if len(self._values) != count:
+            self._values = (ctypes.c_int64 * count)()
+            first = ctypes.addressof(self._values)
+            self._addresses = (ctypes.c_int64 * count)(*range(first, first + 8 * count, 8))
+        self._values[:] = values
+        return ctypes.addressof(self._addresses)
 
     def _allow_shared(self, size: int) -> None:
         from cuda.bindings import driver
@@ -157,18 +187,14 @@ class Kernel:
         _check(status, f"{size} bytes of shared memory")
         self._shared = size
 
-    def _index(self) -> int:
-        return torch.cuda.current_device() if self._device.index is None else self._device.index
 
-
-def _parameter(value: Tensor | int | float | None) -> tuple[Any, Any]:
-    if value is None:
-        return 0, ctypes.c_void_p
+def _word(value: Tensor | int | float | None) -> int:
+    """A parameter as the 8 bytes that the kernel reads; little-endian, a float is the first 4."""
     if isinstance(value, Tensor):
-        return value.data_ptr(), ctypes.c_void_p
+        return value.data_ptr()
     if isinstance(value, float):
-        return value, ctypes.c_float
-    return int(value), ctypes.c_int64
+        return int.from_bytes(struct.pack("<f", value), "little")
+    return value or 0
 
 
 def _check(status: Any, what: str) -> None:

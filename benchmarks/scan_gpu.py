@@ -1,0 +1,152 @@
+"""Selective scan on a GPU: milliseconds and memory of forward and backward, beside the floors.
+
+    python -m benchmarks.scan_gpu [--out benchmarks/results/scan_gpu.json]
+
+bf16, N 16, z + D + dt_bias + softplus, on tensors as a Mamba block leaves them: x and z are the
+halves of one projection, B and C slices of another. A = -(1 ... 16), steps log-uniform in
+[1e-3, 0.1] per channel (Mamba's initialisation) with noise of 0.5 before the softplus. `exact`
+forbids to leave out what decayed below 2^-40.
+
+Medians of CUDA events after a warm-up. `extra` is the peak of forward + backward beyond inputs,
+output, its gradient and the gradients of the inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import describe
+from dnassm.artifact import write_json
+from dnassm.kernels.selective_scan import selective_scan
+
+SHAPES = [
+    (1, 512, 1 << 20),
+    (1, 256, 1 << 20),
+    (1, 512, 1 << 17),
+    (1, 2048, 1 << 17),
+    (8, 1536, 1 << 13),
+    (64, 512, 1 << 10),
+]
+STATES, RANK = 16, 16
+# mamba_ssm 2.3.2 on an H200, forward and backward, measured once on the same kind of machine.
+PEER = dict(
+    zip(
+        SHAPES,
+        [(11.33, 61.0), (10.46, 26.1), (1.50, 7.42), (5.96, 22.4), (1.93, 7.05), (0.567, 2.32)],
+        strict=True,
+    )
+)
+COPY_PER_S, EX2_PER_S = 4.24e12, 4.18e12  # of an H200, measured
+
+
+def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
+    """Tensors of a Mamba block at its initialisation."""
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    x, z = normal(batch, length, 2 * channels).chunk(2, dim=2)
+    maps = normal(batch, length, RANK + 2 * STATES)[:, :, RANK:].unflatten(2, (2, 1, STATES))
+    share = torch.rand(channels, generator=generator, device="cuda")
+    step = torch.exp(share * 4.6 - 6.9)
+    return {
+        "x": x,
+        "dt": normal(batch, length, channels) * 0.5,
+        "A": -torch.arange(1.0, STATES + 1, device="cuda").repeat(channels, 1),
+        "B": maps[:, :, 0],
+        "C": maps[:, :, 1],
+        "D": torch.ones(channels, device="cuda"),
+        "z": z,
+        "dt_bias": step + torch.log(-torch.expm1(-step)),
+    }
+
+
+def milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
+    """Of each of `rounds` calls, by CUDA events, after three that do not count."""
+    times = []
+    for index in range(rounds + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        if index >= 3:
+            times.append(start.elapsed_time(end))
+    return times
+
+
+def measure(
+    shape: tuple[int, int, int], backend: str, rounds: int, *, exact: bool
+) -> dict[str, Any]:
+    """Times and memory of one shape."""
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs(*shape).items()}
+    how = {"backend": backend, "exact": exact}
+    with torch.no_grad():
+        forward = milliseconds(lambda: selective_scan(**leaves, **how), rounds)
+    y = selective_scan(**leaves, **how)
+    dy = torch.randn_like(y)
+    wanted = list(leaves.values())
+    backward = milliseconds(lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True), rounds)
+    del y
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    y = selective_scan(**leaves, **how)
+    gradients = torch.autograd.grad(y, wanted, dy)
+    results = [y, *gradients]
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - base - sum(t.nbytes for t in results)
+    return {
+        "forward_ms": statistics.median(forward),
+        "backward_ms": statistics.median(backward),
+        "forward_all_ms": forward,
+        "backward_all_ms": backward,
+        "extra_gib": extra / (1 << 30),
+    }
+
+
+def floors(shape: tuple[int, int, int]) -> dict[str, float]:
+    """Milliseconds that bytes and exponentials alone take (README of the op, section 6)."""
+    elements = shape[0] * shape[1] * shape[2]
+    return {
+        "forward_bytes_ms": 8 * elements / COPY_PER_S * 1e3,
+        "forward_ex2_ms": (STATES + 4) * elements / EX2_PER_S * 1e3,
+        "backward_bytes_ms": 14 * elements / COPY_PER_S * 1e3,
+        "backward_ex2_ms": (3 * STATES + 9) * elements / EX2_PER_S * 1e3,
+    }
+
+
+def main() -> None:
+    """Measure every shape and write them down."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="JSON file; stdout when missing")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--exact", action="store_true")
+    arguments = parser.parse_args()
+    header = {"what": "selective scan on a GPU, bf16, N 16, medians in ms", **describe()}
+    rows = []
+    for shape in SHAPES:
+        row = measure(shape, arguments.backend, arguments.rounds, exact=arguments.exact)
+        peer = dict(zip(("peer_forward_ms", "peer_backward_ms"), PEER[shape], strict=True))
+        rows.append({"shape": shape, **row, **peer, **floors(shape)})
+        torch.cuda.empty_cache()
+        print(shape, *(f"{row[key]:.3f}" for key in ("forward_ms", "backward_ms", "extra_gib")))
+    result = {**header, "exact": arguments.exact, "backend": arguments.backend, "results": rows}
+    if arguments.out is None:
+        print(json.dumps(result, indent=2))
+    else:
+        write_json(arguments.out, result)
+
+
+if __name__ == "__main__":
+    main()

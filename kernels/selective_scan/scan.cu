@@ -1,0 +1,859 @@
+// Selective scan, forward and backward, for NVIDIA GPUs; compiled at run time, so no header.
+// README.md beside this file, section 6, says how the work is laid out and why.
+//
+// A thread holds 4 channels x 4 states in registers and walks time. SL threads share 4 channels,
+// CL threads share 4 states; together they are a warp, which owns WCH channels with all N states.
+// What depends on the channel alone (softplus, gates, loads, stores) is done between, TB steps at a
+// time, VEC neighbouring channels per thread, and passes through shared memory.
+//
+// L is cut in chunks that run side by side: `chunk_ends` finds what each chunk hands on, `chunk_fold`
+// chains them, and `forward` or `backward` walks each chunk from the right state.
+//
+// Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
+// N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
+// saved states; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early); POLY (one exponential in
+// so many goes to the multiply-add units, 0: none).
+
+typedef long long i64;
+typedef unsigned short u16;
+
+#define TB 8                         // steps of a tile
+#define NPAD (4 * SL)                // states with padding: A = B = C = 0 there
+#define CL (32 / SL)                 // threads of a warp side by side along the channels
+#define WCH (4 * CL)                 // channels of a warp
+#define NWARP (NTH / 32)
+#define ROUNDS (TB * WCH / (32 * VEC))
+#define ROW (2 * NPAD)               // a step of B and C
+#define LOG2E 1.4426950408889634f
+#define LN2 0.6931471805599453f
+#define FORGOTTEN (-40.f)            // log2 of the weight below which a state is not carried on
+#define EACH4(k) _Pragma("unroll") for (int k = 0; k < 4; k++)
+
+#if DTYPE == 0
+typedef float T;
+__device__ __forceinline__ float widen(T v) { return v; }
+__device__ __forceinline__ T narrow(float v) { return v; }
+#elif DTYPE == 1
+typedef u16 T;
+__device__ __forceinline__ float widen(T v) { return __uint_as_float((unsigned)v << 16); }
+__device__ __forceinline__ float lower(unsigned v) { return __uint_as_float(v << 16); }
+__device__ __forceinline__ float upper(unsigned v) { return __uint_as_float(v & 0xffff0000u); }
+__device__ __forceinline__ T narrow(float v) {
+  u16 r;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  unsigned r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+#else
+typedef u16 T;
+__device__ __forceinline__ float widen(T v) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v));
+  return r;
+}
+__device__ __forceinline__ float lower(unsigned v) { return widen((u16)v); }
+__device__ __forceinline__ float upper(unsigned v) { return widen((u16)(v >> 16)); }
+__device__ __forceinline__ T narrow(float v) {
+  u16 r;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  unsigned r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+#endif
+
+// The big kernels take the same list; cuda.py fills it by name.
+#define ARGUMENTS                                                                                 \
+  const T *__restrict__ x, const T *__restrict__ dt, const T *__restrict__ z,                     \
+      const T *__restrict__ B, const T *__restrict__ C, const float *__restrict__ A,              \
+      const float *__restrict__ skip, const float *__restrict__ bias,                             \
+      const float *__restrict__ initial, const unsigned char *__restrict__ resets,                \
+      const int *__restrict__ before, const float *__restrict__ starts, T *__restrict__ y,        \
+      float *__restrict__ last, float4 *__restrict__ marks, float *__restrict__ ends,             \
+      float *__restrict__ sums, const T *__restrict__ dy, const float *__restrict__ dlast,        \
+      T *__restrict__ dx, T *__restrict__ ddt, T *__restrict__ dz, float *__restrict__ dmaps,     \
+      float *__restrict__ dA, float *__restrict__ dskip, float *__restrict__ dbias,               \
+      float *__restrict__ dinitial, float *__restrict__ handed, i64 length, i64 channels,         \
+      i64 per_group, i64 groups, i64 chunk, i64 chunks, i64 xb, i64 xt, i64 dtb, i64 dtt, i64 zb, \
+      i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg, i64 Cn, i64 yb, i64 yt,     \
+      i64 dyb, i64 dyt, i64 marks_b
+
+// ---------------------------------------------------------------- arithmetic
+
+__device__ __forceinline__ float ex2(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ float rcp(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// 2^v on the multiply-add units, which have time to spare while the special-function unit is busy.
+// Degree 5 on [-1/2, 1/2]: relative error 9e-8, that of ex2.approx.
+__device__ __forceinline__ float ex2_fma(float v) {
+  v = fminf(fmaxf(v, -126.f), 128.f);
+  const float shifted = v + 12582912.f;
+  const float f = v - (shifted - 12582912.f);
+  float p = 1.32647147e-3f;
+  p = fmaf(p, f, 9.67151352e-3f);
+  p = fmaf(p, f, 5.55073378e-2f);
+  p = fmaf(p, f, 2.40222421e-1f);
+  p = fmaf(p, f, 6.93146978e-1f);
+  p = fmaf(p, f, 1.f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+}
+
+// The decay of the k-th of a thread's 16 states.
+__device__ __forceinline__ float decay(int k, float v) {
+#if POLY
+  return k % POLY == POLY - 1 ? ex2_fma(v) : ex2(v);
+#else
+  return ex2(v);
+#endif
+}
+
+// log(1 + e) for 0 <= e <= 1, relative error 1e-7: 2 atanh(e / (2 + e)) as a polynomial. lg2.approx
+// has an absolute error of 1e-7, which is 1e-3 of a step of 1e-4.
+__device__ __forceinline__ float log1p_unit(float e) {
+  const float s = e * rcp(2.f + e), q = s * s;
+  float p = 0.14005994f;  // fitted to (atanh(s) / s - 1) / q on [0, 1/9]: relative error 5e-9
+  p = fmaf(p, q, 0.14000903f);
+  p = fmaf(p, q, 0.20010764f);
+  p = fmaf(p, q, 0.33333208f);
+  return 2.f * fmaf(p * q, s, s);
+}
+__device__ __forceinline__ float step_size(float raw) {
+#if SOFTPLUS
+  return fmaxf(raw, 0.f) + log1p_unit(ex2(-fabsf(raw) * LOG2E));
+#else
+  return raw;
+#endif
+}
+// Derivative of the step size, from the step: softplus' = 1 - exp(-softplus).
+__device__ __forceinline__ float step_slope(float d) {
+#if SOFTPLUS
+  float p = 8.3333333e-3f;
+  p = fmaf(p, d, -4.1666667e-2f);
+  p = fmaf(p, d, 1.6666667e-1f);
+  p = fmaf(p, d, -0.5f);
+  p = fmaf(p, d, 1.f) * d;
+  return d < 0.1f ? p : 1.f - ex2(-d * LOG2E);
+#else
+  return 1.f;
+#endif
+}
+__device__ __forceinline__ float sigmoid(float v) { return rcp(1.f + ex2(-v * LOG2E)); }
+
+// Sums of v[0..3] over the COUNT lanes that differ in the bits FIRST, 2 FIRST, ... Lanes trade halves,
+// so that a lane ends with 4 / min(4, COUNT) of the sums, from v[0] on; owned() says which.
+template <int FIRST, int COUNT>
+__device__ __forceinline__ void sum4(float *v) {
+  const int lane = threadIdx.x & 31;
+  if (COUNT >= 2) {
+    const bool upper = lane & FIRST;
+    const float send0 = upper ? v[0] : v[2], send1 = upper ? v[1] : v[3];
+    v[0] = (upper ? v[2] : v[0]) + __shfl_xor_sync(~0u, send0, FIRST);
+    v[1] = (upper ? v[3] : v[1]) + __shfl_xor_sync(~0u, send1, FIRST);
+  }
+  if (COUNT >= 4) {
+    const bool upper = lane & (2 * FIRST);
+    const float send = upper ? v[0] : v[1];
+    v[0] = (upper ? v[1] : v[0]) + __shfl_xor_sync(~0u, send, (2 * FIRST) & 31);
+  }
+#pragma unroll
+  for (int bit = 4 * FIRST; bit < COUNT * FIRST; bit *= 2) v[0] += __shfl_xor_sync(~0u, v[0], bit);
+}
+template <int FIRST, int COUNT>
+__device__ __forceinline__ int owned() {
+  const int lane = threadIdx.x & 31;
+  return (COUNT >= 2 && lane & FIRST ? 2 : 0) + (COUNT >= 4 && lane & (2 * FIRST) ? 1 : 0);
+}
+#define OWN_CHANNELS (SL >= 4 ? 1 : 4 / SL)  // sums over states that a lane ends with
+#define OWN_STATES (CL >= 4 ? 1 : 4 / CL)    // sums over channels that a lane ends with
+
+// ---------------------------------------------------------------- who does what
+
+struct Place {
+  int warp, lane, sq, cl;  // sq: which lane along the states, cl: which along the channels
+  int valid;               // channels of the warp that exist
+  i64 group, channel;      // first channel of the warp
+};
+__device__ __forceinline__ Place place(i64 per_group, i64 groups) {
+  Place p;
+  p.lane = threadIdx.x & 31, p.warp = threadIdx.x >> 5;
+  p.sq = p.lane % SL, p.cl = p.lane / SL;
+  const i64 columns = gridDim.x / groups;
+  p.group = blockIdx.x / columns;
+  const i64 inside = (blockIdx.x % columns * NWARP + p.warp) * WCH;
+  p.valid = (int)max(0ll, min((i64)WCH, per_group - inside));
+  p.channel = p.group * per_group + inside;
+  return p;
+}
+// A thread's states are j SL + sq: of one j, all lanes hold neighbouring decays. B and C are permuted
+// to match when they are put into shared memory.
+__device__ __forceinline__ int state(const Place &me, int j) { return j * SL + me.sq; }
+__device__ __forceinline__ int position(int n) { return n % SL * 4 + n / SL; }
+
+typedef float States[4][4];  // channel, state
+
+// From or to a (D, N) array; zeros where there is none.
+__device__ __forceinline__ void load_states(States h, const float *from, const Place &me) {
+  EACH4(c) EACH4(j) {
+    const bool there = from && 4 * me.cl + c < me.valid && state(me, j) < N;
+    h[c][j] = there ? from[(me.channel + 4 * me.cl + c) * N + state(me, j)] : 0.f;
+  }
+}
+__device__ __forceinline__ void store_states(float *to, const States h, const Place &me) {
+  EACH4(c) EACH4(j) {
+    if (4 * me.cl + c < me.valid && state(me, j) < N)
+      to[(me.channel + 4 * me.cl + c) * N + state(me, j)] = h[c][j];
+  }
+}
+// Decay rates in units of log 2.
+__device__ __forceinline__ void load_rates(States a, const float *A, const Place &me) {
+  load_states(a, A, me);
+  EACH4(c) EACH4(j) a[c][j] *= LOG2E;
+}
+
+// Marks: (B, marks, warps of all groups, 4, 32) float4, just as the threads hold them.
+__device__ __forceinline__ float4 *mark(float4 *marks, i64 batch, i64 index, i64 per_group, i64 groups,
+                                        const Place &me, i64 marks_b) {
+  const i64 warps = (per_group + WCH - 1) / WCH;
+  const i64 mine = me.group * warps + (me.channel - me.group * per_group) / WCH;
+  return marks + batch * marks_b + (index * warps * groups + mine) * 128 + me.lane;
+}
+template <typename Address>
+__device__ __forceinline__ void load_mark(States h, const Address *from, i64 apart) {
+  EACH4(c) {
+    const float4 v = from[c * apart];
+    h[c][0] = v.x, h[c][1] = v.y, h[c][2] = v.z, h[c][3] = v.w;
+  }
+}
+__device__ __forceinline__ void store_mark(float4 *to, const States h, i64 apart) {
+  EACH4(c) to[c * apart] = make_float4(h[c][0], h[c][1], h[c][2], h[c][3]);
+}
+__device__ __forceinline__ void load4(float *v, const float *from) {
+  const float4 all = *(const float4 *)from;
+  v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+}
+
+// A tile of the warp: TB steps of WCH channels, VEC neighbours at a time, as they lie in memory.
+#define BYTES (VEC * sizeof(T))
+#if VEC * (DTYPE ? 2 : 4) >= 16
+typedef uint4 Word;
+#elif VEC * (DTYPE ? 2 : 4) == 8
+typedef uint2 Word;
+#elif VEC * (DTYPE ? 2 : 4) == 4
+typedef unsigned Word;
+#else
+typedef u16 Word;
+#endif
+#define WORDS (BYTES / sizeof(Word))
+
+struct Rows {
+  Word v[ROUNDS][WORDS];
+
+  static __device__ __forceinline__ int at(int round) { return ((threadIdx.x & 31) + 32 * round) * VEC; }
+  static __device__ __forceinline__ int row(int round) { return at(round) / WCH; }
+  static __device__ __forceinline__ int column(int round) { return at(round) % WCH; }
+
+  // `from`: first channel of the warp at the first step. Zeros after `steps` and beyond `valid`.
+  __device__ __forceinline__ void load(const T *from, i64 stride, i64 steps, int valid) {
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+      const Word *p = (const Word *)(from + row(r) * stride + column(r));
+#pragma unroll
+      for (int w = 0; w < WORDS; w++) {
+        v[r][w] = Word{};
+        if (row(r) < steps && column(r) < valid) v[r][w] = p[w];
+      }
+    }
+  }
+  __device__ __forceinline__ void store(T *to, i64 stride, i64 steps, int valid) const {
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+      Word *p = (Word *)(to + row(r) * stride + column(r));
+#pragma unroll
+      for (int w = 0; w < WORDS; w++)
+        if (row(r) < steps && column(r) < valid) p[w] = v[r][w];
+    }
+  }
+#if DTYPE == 0
+  __device__ __forceinline__ float get(int r, int k) const { return ((const float *)v[r])[k]; }
+  __device__ __forceinline__ void set(int r, const float *all) {
+#pragma unroll
+    for (int k = 0; k < VEC; k++) ((float *)v[r])[k] = all[k];
+  }
+#else
+  __device__ __forceinline__ float get(int r, int k) const {
+    if (VEC == 1) return widen(*(const u16 *)v[r]);
+    const unsigned word = ((const unsigned *)v[r])[k / 2];
+    return k & 1 ? upper(word) : lower(word);
+  }
+  __device__ __forceinline__ void set(int r, const float *all) {
+    if (VEC == 1) *(u16 *)v[r] = narrow(all[0]);
+#pragma unroll
+    for (int k = 0; k + 1 < VEC; k += 2) ((unsigned *)v[r])[k / 2] = pack(all[k], all[k + 1]);
+  }
+#endif
+};
+#define EACH_ROUND(r) _Pragma("unroll") for (int r = 0; r < ROUNDS; r++)
+#define EACH_NEIGHBOUR(k) _Pragma("unroll") for (int k = 0; k < VEC; k++)
+
+struct alignas(16) Tile {
+  float v[TB][WCH];
+  __device__ __forceinline__ float &at(int r, int k) { return (&v[0][0])[Rows::at(r) + k]; }
+};
+
+// Steps of B and C, or of one of them, as floats in shared memory, states permuted.
+template <int KINDS>
+struct Maps {
+  static const int TOTAL = TB * KINDS * NPAD, EACH = (TOTAL + NTH - 1) / NTH;
+  float held[EACH];
+
+  __device__ __forceinline__ void load(const T *B, i64 Bt, i64 Bn, const T *C, i64 Ct, i64 Cn, i64 rows) {
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * NTH, row = i / (KINDS * NPAD), n = i % NPAD;
+      const bool second = KINDS == 2 && i % (KINDS * NPAD) >= NPAD;
+      const bool there = row < rows && n < N && (TOTAL % NTH == 0 || i < TOTAL);
+      held[j] = !there ? 0.f : second ? widen(C[row * Ct + n * Cn]) : widen(B[row * Bt + n * Bn]);
+    }
+  }
+  __device__ __forceinline__ void store(float *to) const {
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * NTH;
+      if (TOTAL % NTH == 0 || i < TOTAL) to[i / NPAD * NPAD + position(i % NPAD)] = held[j];
+    }
+  }
+};
+
+// Values by channel (bias of the steps, skip connection) of the warp; zeros beyond its channels.
+struct alignas(16) Vector {
+  float v[WCH];
+  __device__ __forceinline__ void load(const float *from, const Place &me) {
+    for (int k = me.lane; k < WCH; k += 32) v[k] = from && k < me.valid ? from[me.channel + k] : 0.f;
+  }
+};
+// 1 for a row of the tile in [from, until), else 0: a factor keeps the prologue free of branches.
+__device__ __forceinline__ float inside(int r, i64 from, i64 until) {
+  return Rows::row(r) >= from && Rows::row(r) < until ? 1.f : 0.f;
+}
+
+#if defined(CHUNK_ENDS)
+// ---------------------------------------------------------------- what a chunk hands on
+
+// ADJOINT 0: the state at the end of the chunk that starts from zero, sum_t 2^(a s_t) d u B with
+// s_t the sum of the steps after t; t runs backwards, so that a state is left as soon as 2^(a s_t)
+// is below 2^-40 (unless EXACT). ADJOINT 1: what the chunk hands to the left, sum_t 2^(a s_t) dy C
+// with s_t the sum of the steps up to t; t runs forwards.
+extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) {
+  __shared__ __align__(16) float maps_at[2][TB][NPAD];
+  __shared__ Tile sizes[NWARP], inflows[NWARP];
+  __shared__ Vector shifts[NWARP];
+  const Place me = place(per_group, groups);
+  Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
+  Vector &shift = shifts[me.warp];
+  shift.load(bias, me);
+  const i64 batch = blockIdx.z, c = blockIdx.y + (ADJOINT ? 1 : 0);
+  const i64 begin = c * chunk, end = min(begin + chunk, length);
+  const i64 tiles = (end - begin + TB - 1) / TB;
+
+  States a, sum;
+  load_rates(a, A, me);
+  EACH4(k) EACH4(j) sum[k][j] = 0.f;
+  const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
+  const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
+  const T *map = ADJOINT ? C + batch * Cb + me.group * Cg : B + batch * Bb + me.group * Bg;
+  const i64 mt = ADJOINT ? Ct : Bt, mn = ADJOINT ? Cn : Bn;
+
+  float s[4] = {0.f, 0.f, 0.f, 0.f};
+  bool cut = false;
+  Maps<1> maps;
+  Rows raw, value, gate;
+  const i64 first = ADJOINT ? begin : begin + (tiles - 1) * TB;
+  maps.load(map + first * mt, mt, mn, map, mt, mn, end - first);
+  for (i64 tile = 0; tile < tiles; tile++) {
+    const i64 t = ADJOINT ? begin + tile * TB : begin + (tiles - 1 - tile) * TB;
+    const i64 next = ADJOINT ? t + TB : t - TB, steps = end - t;
+    raw.load(pd + t * dtt, dtt, steps, me.valid);
+    if (ADJOINT) value.load(pg + t * dyt, dyt, steps, me.valid);
+    if (!ADJOINT) value.load(px + t * xt, xt, steps, me.valid);
+    if (ADJOINT && HAS_Z) gate.load(pz + t * zt, zt, steps, me.valid);
+    maps.store(&maps_at[tile & 1][0][0]);
+    bool alive[4], any = false;
+    EACH4(j) {
+      float slowest = -1e30f;
+      EACH4(k) if (4 * me.cl + k < me.valid && state(me, j) < N) slowest = fmaxf(slowest, a[k][j] * s[k]);
+      alive[j] = EXACT || !SOFTPLUS || __any_sync(~0u, slowest > FORGOTTEN);
+      any |= alive[j];
+    }
+    if (!__syncthreads_or(any)) break;
+    if (tile + 1 < tiles) maps.load(map + next * mt, mt, mn, map, mt, mn, end - next);
+
+    // In a packed row a chunk hands on only what belongs to the sequence at its border.
+    int from = 0, until = TB;
+#if PACKED
+    const int flags = resets[t / TB];
+    if (flags && !ADJOINT) from = 31 - __clz(flags);
+    if (flags && ADJOINT) until = __ffs(flags) - 1;
+    cut = flags != 0;
+#endif
+    EACH_ROUND(r) {
+      const float there = inside(r, from, min((i64)until, steps));
+      EACH_NEIGHBOUR(k) {
+        const float d = there * step_size(raw.get(r, k) + shift.v[Rows::column(r) + k]);
+        float v = value.get(r, k) * (ADJOINT ? there : d);
+        if (ADJOINT && HAS_Z) v *= gate.get(r, k) * sigmoid(gate.get(r, k));
+        size.at(r, k) = d, inflow.at(r, k) = v;
+      }
+    }
+    __syncwarp();
+    float weight[TB][4];
+#pragma unroll
+    for (int k = 0; k < TB; k++) {
+      const int i = ADJOINT ? k : TB - 1 - k;
+      float d[4];
+      load4(d, &size.v[i][4 * me.cl]);
+      EACH4(q) {
+        weight[i][q] = ADJOINT ? s[q] + d[q] : s[q];
+        s[q] += d[q];
+      }
+    }
+    EACH4(j) {
+      if (!alive[j]) continue;
+#pragma unroll
+      for (int i = 0; i < TB; i++) {
+        float v[4];
+        load4(v, &inflow.v[i][4 * me.cl]);
+        const float m = maps_at[tile & 1][i][4 * me.sq + j];
+        EACH4(q) sum[q][j] = fmaf(decay(q, weight[i][q] * a[q][j]), v[q] * m, sum[q][j]);
+      }
+    }
+    __syncwarp();
+#if PACKED
+    if (cut) {
+      // The state that the sequence starts from, or the gradient of the one it ends with.
+      const i64 sequence = before[t / TB] + (ADJOINT ? 0 : __popc(flags));
+      const float *given = ADJOINT ? dlast : initial;
+      States edge;
+      load_states(edge, given ? given + sequence * channels * N : given, me);
+      EACH4(q) EACH4(j) sum[q][j] = fmaf(ex2(a[q][j] * s[q]), edge[q][j], sum[q][j]);
+      break;
+    }
+#endif
+  }
+  const i64 at = (batch * chunks + c) * channels;
+  store_states(ends + at * N, sum, me);
+  // NaN: nothing of what enters the chunk leaves it.
+  EACH4(q) if (me.sq == 0 && 4 * me.cl + q < me.valid)
+    sums[at + me.channel + 4 * me.cl + q] = cut ? __int_as_float(0x7fffffff) : s[q];
+}
+
+#elif defined(CHUNK_FOLD)
+// Chain the chunks: `starts` becomes what enters each of them. One thread per (batch, channel, state).
+extern "C" __global__ void __launch_bounds__(256)
+    chunk_fold(const float *__restrict__ ends, const float *__restrict__ sums, const float *__restrict__ A,
+               const float *__restrict__ first, float *__restrict__ starts, i64 states, i64 chunks,
+               i64 count, i64 backwards) {
+  const i64 i = blockIdx.x * 256ll + threadIdx.x, batch = blockIdx.y;
+  if (i >= count) return;
+  const float a = A[i] * LOG2E;
+  float carry = first ? first[batch * count + i] : 0.f;
+  const i64 base = batch * chunks;
+#pragma unroll 4
+  for (i64 k = 0; k < chunks; k++) {
+    const i64 c = base + (backwards ? chunks - 1 - k : k);
+    starts[c * count + i] = carry;
+    if (k + 1 < chunks) {
+      const float s = sums[c * (count / states) + i / states], end = ends[c * count + i];
+      carry = s == s ? fmaf(ex2(a * s), carry, end) : end;
+    }
+  }
+}
+
+#elif defined(FORWARD)
+// ---------------------------------------------------------------- forward
+
+extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
+  __shared__ __align__(16) float maps_at[2][TB][ROW];
+  __shared__ Tile sizes[NWARP], inflows[NWARP];
+  __shared__ Vector shifts[NWARP], skips[NWARP];
+  const Place me = place(per_group, groups);
+  Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
+  Vector &shift = shifts[me.warp], &through = skips[me.warp];
+  shift.load(bias, me), through.load(skip, me);
+  __syncwarp();
+  const i64 batch = blockIdx.z, c = blockIdx.y;
+  const i64 begin = c * chunk, end = min(begin + chunk, length);
+
+  States a, h;
+  load_rates(a, A, me);
+  load_states(h, starts ? starts + (batch * chunks + c) * channels * N : starts, me);
+  const T *px = x + batch * xb + begin * xt + me.channel, *pd = dt + batch * dtb + begin * dtt + me.channel;
+  const T *pz = z + batch * zb + begin * zt + me.channel;
+  T *py = y + batch * yb + begin * yt + me.channel;
+  const T *pB = B + batch * Bb + begin * Bt + me.group * Bg, *pC = C + batch * Cb + begin * Ct + me.group * Cg;
+#if PACKED
+  i64 sequence = before[begin / TB];
+#endif
+
+  Maps<2> maps;
+  Rows raw, u, gate, next_u, next_gate;
+  maps.load(pB, Bt, Bn, pC, Ct, Cn, end - begin);
+  raw.load(pd, dtt, end - begin, me.valid);
+  next_u.load(px, xt, end - begin, me.valid);
+  if (HAS_Z) next_gate.load(pz, zt, end - begin, me.valid);
+  int buffer = 0, since_mark = 0;
+  i64 mark_index = begin / CK;
+  for (i64 t = begin; t < end; t += TB) {
+    const i64 steps = end - t;
+    maps.store(&maps_at[buffer][0][0]);
+    if (marks && since_mark == 0) {
+      if (me.valid > 0) store_mark(mark(marks, batch, mark_index, per_group, groups, me, marks_b), h, 32);
+      mark_index++;
+    }
+    since_mark = since_mark + TB == CK ? 0 : since_mark + TB;
+    u = next_u, gate = next_gate;
+    EACH_ROUND(r) {
+      const float there = inside(r, 0, steps);
+      EACH_NEIGHBOUR(k) {
+        const float d = there * step_size(raw.get(r, k) + shift.v[Rows::column(r) + k]);
+        size.at(r, k) = d, inflow.at(r, k) = d * u.get(r, k);
+      }
+    }
+    pB += TB * Bt, pC += TB * Ct, pd += TB * dtt, px += TB * xt, pz += TB * zt;
+    __syncthreads();
+    if (t + TB < end) {
+      maps.load(pB, Bt, Bn, pC, Ct, Cn, steps - TB);
+      raw.load(pd, dtt, steps - TB, me.valid);
+      next_u.load(px, xt, steps - TB, me.valid);
+      if (HAS_Z) next_gate.load(pz, zt, steps - TB, me.valid);
+    }
+#if PACKED
+    const int flags = resets[t / TB];
+#endif
+#pragma unroll
+    for (int i = 0; i < TB; i++) {
+#if PACKED
+      if (flags >> i & 1) {
+        if (sequence >= 0) store_states(last + sequence * channels * N, h, me);
+        sequence++;
+        load_states(h, initial ? initial + sequence * channels * N : initial, me);
+      }
+#endif
+      float d[4], in[4], b[4], m[4], out[4] = {0.f, 0.f, 0.f, 0.f};
+      load4(d, &size.v[i][4 * me.cl]);
+      load4(in, &inflow.v[i][4 * me.cl]);
+      load4(b, &maps_at[buffer][i][4 * me.sq]);
+      load4(m, &maps_at[buffer][i][NPAD + 4 * me.sq]);
+      EACH4(q) EACH4(j) {
+        h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+        out[q] = fmaf(h[q][j], m[j], out[q]);
+      }
+      sum4<1, SL>(out);
+      if (SL == 1) __syncwarp();
+#pragma unroll
+      for (int q = 0; q < OWN_CHANNELS; q++)
+        if (me.sq < 4) inflow.v[i][4 * me.cl + owned<1, SL>() + q] = out[q];
+    }
+    __syncwarp();
+    EACH_ROUND(r) {
+      float result[VEC];
+      EACH_NEIGHBOUR(k) {
+        result[k] = fmaf(through.v[Rows::column(r) + k], u.get(r, k), inflow.at(r, k));
+        if (HAS_Z) result[k] *= gate.get(r, k) * sigmoid(gate.get(r, k));
+      }
+      u.set(r, result);
+    }
+    u.store(py, yt, steps, me.valid);
+    py += TB * yt;
+    buffer ^= 1;
+  }
+  if (end < length) return;
+#if PACKED
+  store_states(last + sequence * channels * N, h, me);
+#else
+  store_states(last + batch * channels * N, h, me);
+#endif
+}
+
+#elif defined(BACKWARD)
+// ---------------------------------------------------------------- backward
+
+#define SUBS (CK / TB)  // tiles of a segment, the span between two marks
+#define SUMS_FIT (NPAD <= WCH)
+
+// One warp's share of shared memory in the second phase.
+struct Work {
+  Tile size, value, grad, slope;  // d; u, then dx; dy; dz per unit of y, then dB
+  Vector shift;
+  float sum_C[TB][NPAD];
+#if !SUMS_FIT
+  float sum_B[TB][NPAD];
+#endif
+  __device__ __forceinline__ float *dB() {
+#if SUMS_FIT
+    return &slope.v[0][0];
+#else
+    return &sum_B[0][0];
+#endif
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
+  extern __shared__ __align__(16) float memory[];
+  float4 *inner = (float4 *)memory;                  // states before the tiles of a segment
+  float *maps_at = memory + (SUBS - 1) * 16 * NTH;   // B and C of a segment
+  Work *works = (Work *)(maps_at + CK * ROW);
+  const Place me = place(per_group, groups);
+  Work &work = works[me.warp];
+  const i64 batch = blockIdx.z, c = blockIdx.y;
+  const i64 begin = c * chunk, end = min(begin + chunk, length);
+
+  States a, carry, grad_a;
+  load_rates(a, A, me);
+  load_states(carry, starts ? starts + (batch * chunks + c) * channels * N : starts, me);
+  work.shift.load(bias, me);
+  EACH4(q) EACH4(j) grad_a[q][j] = 0.f;
+  const int mine = 4 * me.cl + owned<1, SL>();  // the first channel whose sums over states are here
+  float through[OWN_CHANNELS], grad_skip[OWN_CHANNELS], grad_bias[OWN_CHANNELS];
+#pragma unroll
+  for (int q = 0; q < OWN_CHANNELS; q++) {
+    through[q] = skip && mine + q < me.valid ? skip[me.channel + mine + q] : 0.f;
+    grad_skip[q] = grad_bias[q] = 0.f;
+  }
+  const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
+  const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
+  T *pdx = dx + batch * yb + me.channel, *pddt = ddt + batch * yb + me.channel, *pdz = dz + batch * yb + me.channel;
+
+  const i64 segments = (end - begin + CK - 1) / CK;
+  for (i64 segment = segments - 1; segment >= 0; segment--) {
+    const i64 t0 = begin + segment * CK;
+    const int tiles = (int)min((i64)SUBS, (end - t0 + TB - 1) / TB);
+    for (int row = 0; row < tiles * TB; row += TB) {
+      Maps<2> maps;
+      maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
+                C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
+      maps.store(maps_at + row * ROW);
+    }
+    const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
+    States h;
+    EACH4(q) EACH4(j) h[q][j] = 0.f;
+    if (me.valid > 0) load_mark(h, saved, 32);
+    __syncthreads();
+
+    // Phase 1: the state before every tile of the segment but the first.
+#pragma unroll 1
+    for (int tile = 0; tile < tiles - 1; tile++) {
+      const i64 t = t0 + tile * TB;
+      Rows raw, u;
+      raw.load(pd + t * dtt, dtt, TB, me.valid);
+      u.load(px + t * xt, xt, TB, me.valid);
+      EACH_ROUND(r) EACH_NEIGHBOUR(k) {
+        const float d = step_size(raw.get(r, k) + work.shift.v[Rows::column(r) + k]);
+        work.size.at(r, k) = d, work.value.at(r, k) = d * u.get(r, k);
+      }
+      __syncwarp();
+#if PACKED
+      const int flags = resets[t / TB];
+      i64 sequence = before[t / TB];
+#endif
+#pragma unroll
+      for (int i = 0; i < TB; i++) {
+#if PACKED
+        if (flags >> i & 1) {
+          sequence++;
+          load_states(h, initial ? initial + sequence * channels * N : initial, me);
+        }
+#endif
+        float d[4], in[4], b[4];
+        load4(d, &work.size.v[i][4 * me.cl]);
+        load4(in, &work.value.v[i][4 * me.cl]);
+        load4(b, maps_at + (tile * TB + i) * ROW + 4 * me.sq);
+        EACH4(q) EACH4(j) h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+      }
+      store_mark(inner + tile * 4 * NTH + threadIdx.x, h, NTH);
+      __syncwarp();
+    }
+
+    // Phase 2: tiles in reverse; the states of a tile in registers, then its adjoint.
+#pragma unroll 1
+    for (int tile = tiles - 1; tile >= 0; tile--) {
+      const i64 t = t0 + tile * TB, steps = end - t;
+      const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
+      if (tile < tiles - 1 && tile > 0) load_mark(h, inner + (tile - 1) * 4 * NTH + threadIdx.x, NTH);
+      if (tile < tiles - 1 && tile == 0 && me.valid > 0) load_mark(h, saved, 32);
+      {
+        Rows raw, u, got, gate;
+        raw.load(pd + t * dtt, dtt, steps, me.valid);
+        u.load(px + t * xt, xt, steps, me.valid);
+        got.load(pg + t * dyt, dyt, steps, me.valid);
+        if (HAS_Z) gate.load(pz + t * zt, zt, steps, me.valid);
+        EACH_ROUND(r) {
+          const float there = inside(r, 0, steps);
+          EACH_NEIGHBOUR(k) {
+            work.size.at(r, k) = there * step_size(raw.get(r, k) + work.shift.v[Rows::column(r) + k]);
+            work.value.at(r, k) = u.get(r, k);
+            float g = got.get(r, k);
+            if (HAS_Z) {
+              const float v = gate.get(r, k), open = sigmoid(v);
+              work.slope.at(r, k) = g * open * fmaf(v, 1.f - open, 1.f);
+              g *= v * open;
+            }
+            work.grad.at(r, k) = g;
+          }
+        }
+        __syncwarp();
+      }
+#if PACKED
+      const int flags = resets[t / TB];
+      i64 sequence = before[t / TB];
+#endif
+      States past[TB];  // past[i]: before step i
+#pragma unroll
+      for (int i = 0; i < TB; i++) {
+#if PACKED
+        if (flags >> i & 1) {
+          sequence++;
+          load_states(h, initial ? initial + sequence * channels * N : initial, me);
+        }
+#endif
+        float d[4], u[4], g[4], b[4], m[4], out[4] = {0.f, 0.f, 0.f, 0.f}, grad_C[4] = {0.f, 0.f, 0.f, 0.f};
+        load4(d, &work.size.v[i][4 * me.cl]);
+        load4(u, &work.value.v[i][4 * me.cl]);
+        load4(g, &work.grad.v[i][4 * me.cl]);
+        load4(b, rows + i * ROW);
+        if (HAS_Z) load4(m, rows + i * ROW + NPAD);
+        EACH4(q) {
+          const float in = d[q] * u[q];
+          EACH4(j) {
+            past[i][q][j] = h[q][j];
+            h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in * b[j]);
+            if (HAS_Z) out[q] = fmaf(h[q][j], m[j], out[q]);
+            grad_C[j] = fmaf(g[q], h[q][j], grad_C[j]);
+          }
+        }
+        sum4<SL, CL>(grad_C);
+#pragma unroll
+        for (int j = 0; j < OWN_STATES; j++)
+          if (me.cl < 4) work.sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[j];
+        if (HAS_Z) {
+          sum4<1, SL>(out);
+#pragma unroll
+          for (int q = 0; q < OWN_CHANNELS; q++)
+            if (me.sq < 4) work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], out[q]);
+        }
+      }
+      __syncwarp();
+      if (HAS_Z) {
+        Rows result;
+        EACH_ROUND(r) result.set(r, &work.slope.at(r, 0));
+        result.store(pdz + t * yt, yt, steps, me.valid);
+        __syncwarp();
+      }
+#pragma unroll
+      for (int i = TB - 1; i >= 0; i--) {
+        float d[4], u[4], g[4], b[4], m[4];
+        float by_decay[4] = {0.f, 0.f, 0.f, 0.f}, by_inflow[4] = {0.f, 0.f, 0.f, 0.f}, grad_B[4] = {0.f, 0.f, 0.f, 0.f};
+        load4(d, &work.size.v[i][4 * me.cl]);
+        load4(u, &work.value.v[i][4 * me.cl]);
+        load4(g, &work.grad.v[i][4 * me.cl]);
+        load4(b, rows + i * ROW);
+        load4(m, rows + i * ROW + NPAD);
+        EACH4(q) {
+          const float in = d[q] * u[q];
+          EACH4(j) {
+            const float adjoint = fmaf(g[q], m[j], carry[q][j]);
+            carry[q][j] = decay(4 * q + j, d[q] * a[q][j]) * adjoint;
+            const float w = carry[q][j] * past[i][q][j];
+            by_decay[q] = fmaf(w, a[q][j], by_decay[q]);
+            grad_a[q][j] = fmaf(w, d[q], grad_a[q][j]);
+            by_inflow[q] = fmaf(adjoint, b[j], by_inflow[q]);
+            grad_B[j] = fmaf(adjoint, in, grad_B[j]);
+          }
+        }
+        sum4<SL, CL>(grad_B);
+#pragma unroll
+        for (int j = 0; j < OWN_STATES; j++)
+          if (me.cl < 4) work.dB()[i * NPAD + 4 * me.sq + owned<SL, CL>() + j] = grad_B[j];
+        sum4<1, SL>(by_decay);
+        sum4<1, SL>(by_inflow);
+        if (SL == 1) __syncwarp();
+#pragma unroll
+        for (int q = 0; q < OWN_CHANNELS; q++) {
+          const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
+          const float grad = work.grad.v[i][mine + q];
+          const float slope = fmaf(by_decay[q], LN2, by_inflow[q] * value) * step_slope(size);
+          if (SL > 4) __syncwarp();
+          if (me.sq < 4) {
+            work.size.v[i][mine + q] = slope;
+            work.value.v[i][mine + q] = fmaf(by_inflow[q], size, through[q] * grad);
+          }
+          grad_skip[q] = fmaf(grad, value, grad_skip[q]);
+          if (i < steps) grad_bias[q] += slope;
+        }
+#if PACKED
+        if (flags >> i & 1) {
+          if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
+          sequence--;
+          load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
+        }
+#endif
+      }
+      __syncwarp();
+      {
+        Rows first, second;
+        EACH_ROUND(r) first.set(r, &work.value.at(r, 0)), second.set(r, &work.size.at(r, 0));
+        first.store(pdx + t * yt, yt, steps, me.valid);
+        second.store(pddt + t * yt, yt, steps, me.valid);
+      }
+      __syncthreads();
+      float *to = dmaps + ((blockIdx.x * (i64)gridDim.z + batch) * length + t) * ROW;
+      for (int k = threadIdx.x; k < min((i64)TB, steps) * ROW; k += NTH) {
+        const int row = k / ROW, n = k % NPAD;
+        float v = 0.f;
+#pragma unroll
+        for (int w = 0; w < NWARP; w++) v += k % ROW < NPAD ? works[w].dB()[row * NPAD + n] : works[w].sum_C[row][n];
+        to[k] = v;
+      }
+      __syncthreads();
+    }
+  }
+  const i64 at = (batch * chunks + c) * channels;
+  store_states(dA + at * N, grad_a, me);
+#pragma unroll
+  for (int q = 0; q < OWN_CHANNELS; q++)
+    if (me.sq < 4 && mine + q < me.valid) {
+      dskip[at + me.channel + mine + q] = grad_skip[q];
+      dbias[at + me.channel + mine + q] = grad_bias[q];
+    }
+  if (c == 0) store_states(handed + batch * channels * N, carry, me);
+}
+
+#elif defined(REDUCE_MAPS)
+// dB and dC: the channel blocks of a group added up. (columns, B, L, 2, NPAD) -> two (B, L, G, N).
+extern "C" __global__ void __launch_bounds__(256)
+    reduce_maps(const float *__restrict__ dmaps, T *__restrict__ dB, T *__restrict__ dC, i64 columns, i64 groups,
+                i64 length, i64 ob, i64 ot, i64 rows) {
+  const i64 i = blockIdx.x * 256ll + threadIdx.x, per_row = 2 * groups * N;
+  const i64 row = i / per_row, v = i % per_row, n = v % N, group = v / N % groups, second = v / N / groups;
+  if (row >= rows) return;
+  float sum = 0.f;
+  for (i64 k = group * columns; k < (group + 1) * columns; k++)
+    sum += dmaps[(k * rows + row) * ROW + second * NPAD + position(n)];
+  T *to = second ? dC : dB;
+  to[row / length * ob + row % length * ot + group * N + n] = narrow(sum);
+}
+#endif

@@ -1,0 +1,251 @@
+"""The CUDA scan on a GPU, held to the float64 reference in values and every gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dnassm.kernels.selective_scan import cases, selective_scan
+from dnassm.kernels.selective_scan.cases import Case, Tolerance
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+Results = dict[str, Tensor]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+SHAPES = {
+    **{f"length {n}": Case(length=n, channels=33, states=16) for n in (1, 2, 3, 31, 33, 63, 65)},
+    "length 4095": Case(batch=1, length=4095, channels=64, states=16),
+    "length 4097": Case(batch=1, length=4097, channels=70, states=16),
+    **{
+        f"N {n}": Case(length=200, channels=40, states=n) for n in (1, 3, 8, 9, 16, 17, 32, 64, 100)
+    },
+    "N 128": Case(length=300, channels=40, states=128),
+    "groups": Case(length=130, channels=96, groups=3, states=16),
+    "a group per channel": Case(length=40, channels=6, groups=6, states=4),
+    "wide": Case(batch=3, length=500, channels=600, states=16),
+    "bare": Case(length=150, channels=64, states=16, bare=True),
+    "strided": Case(length=150, channels=64, states=16, groups=2, strided=True),
+    "extreme": Case(length=1000, channels=64, states=16, step=(1e-4, 10.0), decay=(1e-3, 64.0)),
+    "forgotten at once": Case(channels=64, states=16, step=(10.0, 10.0), decay=(64.0, 64.0)),
+}
+
+
+def run(
+    inputs: dict[str, Tensor], backend: str, *, weights: tuple[Tensor, Tensor] | None = None, **how
+) -> Results:
+    """y, the final state and every gradient; the loss weighs each element of both."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    softplus = "dt_bias" in inputs
+    y, state = selective_scan(
+        **leaves, dt_softplus=softplus, return_state=True, backend=backend, **how
+    )
+    if weights is None:
+        weights = weights_of(y, state)
+    torch.autograd.backward([y, state], [w.to(r) for w, r in zip(weights, (y, state), strict=True)])
+    found = {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+    return {"y": y.detach(), "state": state.detach(), **found}
+
+
+def weights_of(*results: Tensor) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(7)
+    return tuple(
+        torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype).to(r.device)
+        for r in results
+    )
+
+
+def truth(
+    inputs: dict[str, Tensor], like: Results, *, backend: str = "reference", **how
+) -> Results:
+    """The reference on the same numbers, in float64."""
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    weights = tuple(w.double() for w in weights_of(like["y"], like["state"]))
+    return run(exact, backend, weights=weights, **how)
+
+
+def assert_near(got: Results, want: Results, tolerance: Tolerance) -> None:
+    for name, expected in want.items():
+        error = got[name].double() - expected
+        rms = error.square().mean().sqrt() / (expected.square().mean().sqrt() + 1e-30)
+        worst = error.abs().max() / (expected.abs().max() + 1e-30)
+        assert rms <= tolerance.rms, f"{name}: rms {rms:.2g} > {tolerance.rms} ({tolerance.why})"
+        assert worst <= tolerance.worst, f"{name}: worst {worst:.2g} > {tolerance.worst}"
+
+
+def assert_same(got: Results, want: Results) -> None:
+    for name, expected in want.items():
+        assert torch.equal(got[name], expected), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
+def test_values_and_every_gradient_are_those_of_the_reference(case, dtype):
+    inputs = case.inputs(dtype, device="cuda")
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got), cases.TOLERANCES[dtype])
+
+
+def packed_inputs(dtype: torch.dtype, edges: list[int], channels: int = 70) -> dict[str, Tensor]:
+    case = Case(batch=1, length=edges[-1], channels=channels, states=16)
+    inputs = case.inputs(dtype, device="cuda")
+    state = torch.randn(len(edges) - 1, channels, 16, generator=torch.Generator().manual_seed(3))
+    inputs["initial_state"] = state.cuda()
+    return inputs
+
+
+EDGES = {
+    "short": [0, 1, 2, 9, 16, 24, 25, 90],
+    "long": [0, 700, 701, 1500, 3000, 3001, 3008, 6000],
+    "one": [0, 500],
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_sequences_are_those_of_the_reference(dtype, edges, reverse):
+    inputs = packed_inputs(dtype, edges)
+    how = {
+        "cu_seqlens": torch.tensor(edges, dtype=torch.int32, device="cuda"),
+        "reverse": reverse,
+    }
+    got = run(inputs, "cuda", **how)
+    assert_near(got, truth(inputs, got, **how), cases.TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("length", [65, 3000])
+def test_reverse_is_that_of_the_reference(length):
+    inputs = Case(length=length, channels=70, states=16).inputs(torch.float32, device="cuda")
+    got = run(inputs, "cuda", reverse=True)
+    assert_near(got, truth(inputs, got, reverse=True), cases.TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_run_gives_the_same_bits(dtype):
+    inputs = Case(batch=1, length=20000, channels=512, states=16).inputs(dtype, device="cuda")
+    first = run(inputs, "cuda")
+    for _ in range(3):
+        assert_same(run(inputs, "cuda"), first)
+
+
+def test_a_row_alone_is_that_row_in_a_batch():
+    inputs = Case(batch=3, length=5000, channels=64, states=16).inputs(torch.float32, device="cuda")
+    own = ("A", "D", "dt_bias")
+    alone = {name: t if name in own else t[1:2] for name, t in inputs.items()}
+    y, state = selective_scan(**inputs, return_state=True, backend="cuda")
+    y_alone, state_alone = selective_scan(**alone, return_state=True, backend="cuda")
+    tolerance = cases.TOLERANCES[torch.float32]
+    assert_near(
+        {"y": y_alone, "state": state_alone},
+        {"y": y[1:2].double(), "state": state[1:2].double()},
+        tolerance,
+    )
+
+
+@pytest.mark.parametrize("length", [65537, (1 << 20) + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_million_steps_are_those_of_float64(dtype, length):
+    case = Case(batch=1, length=length, channels=64, states=16)
+    inputs = case.inputs(dtype, device="cuda")
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got, backend="portable"), cases.TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_memory_survives_a_million_steps(exact):
+    """d A of about 3e-7: the state at the start still weighs a third at the end."""
+    case = Case(
+        batch=1, length=1 << 20, channels=64, states=4, step=(1e-4, 3e-4), decay=(1e-3, 2e-3)
+    )
+    inputs = case.inputs(torch.float32, device="cuda")
+    got = run(inputs, "cuda", exact=exact)
+    want = truth(inputs, got, backend="portable")
+    assert want["dinitial_state"].abs().mean() > 0.2
+    assert_near(got, want, cases.LONG_MEMORY)
+
+
+def test_leaving_out_what_decayed_below_2_to_the_minus_40_is_within_its_bound():
+    inputs = Case(batch=1, length=100_000, channels=512, states=16).inputs(
+        torch.float32, device="cuda"
+    )
+    short, exact = (run(inputs, "cuda", exact=exact) for exact in (False, True))
+    for name in exact:
+        error = (short[name] - exact[name]).abs().max() / exact[name].abs().max()
+        assert error < 1e-6, (
+            name
+        )  # 2^-40 of a sum of at most 2^18 terms, and float32's own rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_beyond_the_buffers_is_read_or_written(dtype):
+    case = Case(batch=2, length=77, channels=40, states=16)
+    inputs = case.inputs(dtype, device="cuda")
+    guarded = {name: _inside_nan(tensor) for name, tensor in inputs.items()}
+    assert_same(run(guarded, "cuda"), run(inputs, "cuda"))
+
+
+def _inside_nan(tensor: Tensor) -> Tensor:
+    """The same values in the middle of NaN, before and after in memory."""
+    flat = torch.full((tensor.numel() + 8192,), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    flat[4096:-4096] = tensor.flatten()
+    return flat[4096:-4096].view(tensor.shape)
+
+
+def test_tensors_beyond_two_to_the_31_elements_are_addressed_right():
+    """The last rows of a 4 x 2^20 x 544 batch equal the same rows alone."""
+    batch, length, channels = 4, 1 << 20, 544
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    normal = functools.partial(
+        torch.randn, generator=generator, device="cuda", dtype=torch.bfloat16
+    )
+    x = normal(batch, length, channels)
+    dt = normal(batch, length, channels) - 4
+    maps = normal(batch, length, 1, 8)
+    A = -torch.arange(1.0, 5.0, device="cuda").repeat(channels, 1)
+    B, C = maps[..., :4], maps[..., 4:]
+    assert x.numel() > 1 << 31
+    tail = 4096
+    with torch.no_grad():
+        _, middle = selective_scan(
+            x[3:, :-tail],
+            dt[3:, :-tail],
+            A,
+            B[3:, :-tail],
+            C[3:, :-tail],
+            return_state=True,
+            backend="cuda",
+        )
+        y = selective_scan(x, dt, A, B, C, backend="cuda")[3, -tail:].clone()
+        alone = selective_scan(
+            x[3:, -tail:].double(),
+            dt[3:, -tail:].double(),
+            A.double(),
+            B[3:, -tail:].double(),
+            C[3:, -tail:].double(),
+            initial_state=middle.double(),
+            backend="portable",
+        )
+    error = (y.double() - alone[0]).norm() / alone.norm()
+    assert error < cases.TOLERANCES[torch.bfloat16].rms
+
+
+def test_bf16_is_as_near_as_two_roundings_allow():
+    """mamba_ssm's own errors on such input are 1.7e-3 (2.4e-3 for dz): not worse than that."""
+    case = dataclasses.replace(SHAPES["length 4095"], batch=2, states=16)
+    inputs = case.inputs(torch.bfloat16, device="cuda")
+    got = run(inputs, "cuda")
+    want = truth(inputs, got)
+    for name in ("y", "dx", "ddt", "dB", "dC"):
+        error = (got[name].double() - want[name]).norm() / want[name].norm()
+        assert error < 1.8e-3, f"{name}: {error:.2e}"
+    for name in ("dA", "dD", "ddt_bias"):
+        error = (got[name].double() - want[name]).norm() / want[name].norm()
+        assert error < 1e-5, f"{name}: {error:.2e}"
