@@ -9,14 +9,15 @@ Offsets are 64-bit, but for those within one state, (N, D): they would take twic
 Tuples that go from function to function:
 
     inputs   x, dt, z, B, C, dy, and `strides`, theirs
-    params   A (N, D), D (D), bias (D), float32 and contiguous
+    fixed   A (N, D), D (D), bias (D), float32 and contiguous
     packed   begin, finish (the sequence whose walk begins, ends with a step, or -1), initial state,
              gradient of the final state; these two (sequences, N, D), float32 and contiguous
     sizes    L, D, N, G, segments of a row, chunks of a segment, steps of a chunk
     place    row, segment, group, channels, which channels exist, states, which states exist
 """
 
-# Triton's language, not Python: arguments are pointers and tuples of them.
+# Triton's language, not Python: arguments are pointers and tuples of them. None of a kernel may be
+# called `params`, `options` or `specialization`: Triton binds arguments by code with these names.
 # ruff: noqa: ANN001, ANN202
 # mypy: ignore-errors
 
@@ -122,8 +123,8 @@ def _step_size(inputs, strides, bias, place, position, sizes, SOFTPLUS: tl.const
 
 
 @triton.jit
-def _load_params(params, place, sizes):
-    A, D, bias = params
+def _load_params(fixed, place, sizes):
+    A, D, bias = fixed
     at, inside = _tile(place, sizes)
     channel, there = place[3], place[4]
     return (
@@ -185,7 +186,7 @@ def _gated(value, inputs, strides, place, position, sizes):
 def ends_kernel(
     inputs,
     strides,
-    params,
+    fixed,
     packed,
     shape,
     length,
@@ -205,7 +206,7 @@ def ends_kernel(
     sizes = (length, shape[0], shape[1], shape[2], segments, chunks, steps)
     place = _place(tl.program_id(0), 0, sizes, STATES, BLOCK)
     at, inside = _tile(place, sizes)
-    A, _, bias = _load_params(params, place, sizes)
+    A, _, bias = _load_params(fixed, place, sizes)
     h = tl.zeros([STATES, BLOCK], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for step in range(chunks * steps):
@@ -224,7 +225,7 @@ def ends_kernel(
 def adjoints_kernel(
     inputs,
     strides,
-    params,
+    fixed,
     packed,
     shape,
     length,
@@ -244,7 +245,7 @@ def adjoints_kernel(
     sizes = (length, shape[0], shape[1], shape[2], segments, chunks, steps)
     place = _place(tl.program_id(0), 0, sizes, STATES, BLOCK)
     at, inside = _tile(place, sizes)
-    A, _, bias = _load_params(params, place, sizes)
+    A, _, bias = _load_params(fixed, place, sizes)
     g = tl.zeros([STATES, BLOCK], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for step in range(chunks * steps):
@@ -310,7 +311,7 @@ def fold_kernel(
 def forward_kernel(
     inputs,
     strides,
-    params,
+    fixed,
     packed,
     shape,
     length,
@@ -333,7 +334,7 @@ def forward_kernel(
     place = _place(tl.program_id(0), 0, sizes, STATES, BLOCK)
     row, segment, channel, there = place[0], place[1], place[3], place[4]
     at, inside = _tile(place, sizes)
-    A, D, bias = _load_params(params, place, sizes)
+    A, D, bias = _load_params(fixed, place, sizes)
     marks += (row * segments + segment) * chunks * shape[1] * shape[0]
     h = tl.load(marks + at, mask=inside, other=0.0)
     for chunk in range(chunks):
@@ -518,7 +519,7 @@ def _add(to, value, mask):
 def backward_kernel(
     inputs,
     strides,
-    params,
+    fixed,
     packed,
     shape,
     length,
@@ -554,7 +555,7 @@ def backward_kernel(
     for item in range(tl.program_id(0), tasks * shape[2] * blocks, tl.num_programs(0)):
         place = _place(item, first_task, sizes, STATES, BLOCK)
         at, inside = _tile(place, sizes)
-        A, D, bias = _load_params(params, place, sizes)
+        A, D, bias = _load_params(fixed, place, sizes)
         task = place[0] * segments + place[1]
         of_states = task * shape[1] * shape[0]
         of_channels = task * shape[0] + place[3]
