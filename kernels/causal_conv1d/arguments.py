@@ -50,3 +50,13 @@ class Gradients(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     initial_state: Tensor | None
+
+
+def of_parameters(call: Conv, sums: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight and bias from their sums (K+1, D), the bias in the last row.
+
+    Copies: an operator's results share no memory.
+    """
+    dtype = call.weight.dtype
+    dweight = sums[:-1].t().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return dweight, None if call.bias is None else sums[-1].to(call.bias.dtype, copy=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnassm.kernels import nvrtc
 from dnassm.kernels.backends import Elsewhere
-from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients, of_parameters
 
 PRIORITY = 40
 
@@ -145,7 +145,7 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
 
 def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     """Gradients of every input; those of weight and bias tile by tile, then added in one order."""
-    x, weight = call.x, call.weight
+    x = call.x
     dy = dy.to(x.dtype)
     if dy.stride(2) != 1:  # an expanded or a transposed gradient: rare, and slow to read as it is
         dy = dy.contiguous()
@@ -177,12 +177,11 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
             grid.tile,
         ),
     )
-    sums = partial.sum(0)
+    given = call.initial_state
     return Gradients(
         dx,
-        sums[:-1].t().to(weight.dtype, memory_format=torch.contiguous_format),
-        None if call.bias is None else sums[-1].to(call.bias.dtype),
-        None if dinitial is None else dinitial.to(call.initial_state.dtype),  # type: ignore[union-attr]
+        *of_parameters(call, partial.sum(0)),
+        None if given is None or dinitial is None else dinitial.to(given.dtype),
     )
 
 

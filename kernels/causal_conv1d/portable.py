@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients, of_parameters
 
 PRIORITY = 10
 
@@ -192,19 +192,15 @@ class _Rows:
         dinitial = self._spread(torch.cat([after, at_start], dim=1), past)
         if self.length < past:
             dinitial[:, self.length :] += dfinal[:, : past - self.length].to(call.inner)
-        return self._gradients(dx, torch.stack(partial).sum(0), dinitial)
+        given = call.initial_state
+        return Gradients(
+            dx,
+            *of_parameters(call, torch.stack(partial).sum(0)),
+            None if given is None else dinitial.to(given.dtype),
+        )
 
     def _products(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         """(K+1, D): what these positions add to the gradients of the taps and of the bias."""
         count = gradient.shape[1]
         rows = [(gradient * inputs[:, k : k + count]).sum((0, 1)) for k in range(self.past + 1)]
         return torch.stack([*rows, gradient.sum((0, 1))])
-
-    def _gradients(self, dx: Tensor, sums: Tensor, dinitial: Tensor) -> Gradients:
-        call = self.call
-        return Gradients(
-            dx,
-            sums[:-1].t().to(call.weight.dtype, memory_format=torch.contiguous_format),
-            None if call.bias is None else sums[-1].to(call.bias.dtype),
-            None if call.initial_state is None else dinitial.to(call.initial_state.dtype),
-        )

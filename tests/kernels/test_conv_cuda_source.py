@@ -1,8 +1,8 @@
 """The CUDA source of the convolution without a GPU.
 
-NVRTC compiles every variant for three architectures. And the same source, read as C++ with a thread
-at a time, is held to the float64 reference: its indices and its borders are those of the GPU, only
-the instructions named in ``INSTRUCTIONS`` are stood in for.
+NVRTC compiles every variant for an H100, and some for an A100 and a B200. And the same source, read
+as C++ with a thread at a time, is held to the float64 reference: its indices and its borders are
+those of the GPU, only the instructions named in ``INSTRUCTIONS`` are stood in for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ static unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); r
 using std::fmaf;
 #if FLOAT16
 static float widened(unsigned half) {
-    unsigned short bits = (unsigned short)half; _Float16 f; std::memcpy(&f, &bits, 2); return (float)f;
+    _Float16 f; std::memcpy(&f, &half, 2); return (float)f;  // little-endian
 }
 static unsigned narrowed(float f) {
     _Float16 half = (_Float16)f; unsigned short bits; std::memcpy(&bits, &half, 2); return bits;
@@ -59,8 +59,18 @@ static unsigned narrowed(float f) {
 }
 #endif
 """
+WATCH = """
+static const i64 *ranges;  // first and last byte + 1 of every tensor
+static i64 tensors, strays;
+static void watch(const element *at) {
+    for (i64 n = 0; n < tensors; ++n)
+        if ((i64)at >= ranges[2 * n] && (i64)at + BYTES <= ranges[2 * n + 1]) return;
+    ++strays;
+}
+"""
 RUN = """
-extern "C" void run(const i64 *grid, i64 block, const i64 *a) {
+extern "C" i64 run(const i64 *grid, i64 block, const i64 *a, const i64 *within, i64 count) {
+    ranges = within, tensors = count, strays = 0;
     blockDim = {(unsigned)block, 1, 1};
     for (i64 b = 0; b < grid[0]; ++b)
         for (i64 t = 0; t < block; ++t) {
@@ -68,10 +78,9 @@ extern "C" void run(const i64 *grid, i64 block, const i64 *a) {
             threadIdx.x = (unsigned)t;
             NAME(ARGUMENTS);
         }
+    return strays;
 }
 """
-# The architectures of A100, H100/H200 and B200.
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -97,31 +106,29 @@ def conv(*, batch=2, length=40, channels=8, width=4, dtype=torch.float32, packed
 # Compiled by NVRTC
 
 COMPILED = [
-    pytest.param(
-        dtype, width, packed, id=f"{str(dtype)[6:]}-{width}-{'packed' if packed else 'rows'}"
-    )
-    for dtype, width, packed in itertools.product(DTYPES, (1, 2, 3, 4, 8, 32), (False, True))
-    if dtype == torch.bfloat16 or width == 4
+    *itertools.product([torch.bfloat16], (1, 2, 3, 4, 8, 32), (False, True), ["sm_90"]),
+    *itertools.product([torch.float32, torch.float16], [4], (False, True), ["sm_90"]),
+    *itertools.product([torch.bfloat16], [4], [True], ["sm_80", "sm_100"]),
+    *itertools.product([torch.float16, torch.float32], [4], [False], ["sm_80", "sm_100"]),
 ]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("dtype", "width", "packed"), COMPILED)
+@pytest.mark.parametrize(("dtype", "width", "packed", "arch"), COMPILED)
 def test_every_variant_is_compiled_without_a_gpu(dtype, width, packed, arch):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed: no NVRTC")
     call = conv(batch=1, dtype=dtype, width=width, packed=[0, 9, 40] if packed else None)
     source = cuda.SOURCE.read_text(encoding="utf-8")
     odd = dataclasses.replace(call, x=call.x[:, :, 1:], weight=call.weight[1:])
-    variants = {
-        variant.macros(arguments)["VECTOR"]: (variant, arguments)
+    found = {
+        str(macros): macros
         for arguments in (call, odd)
-        for variant in (
-            cuda.forward_variant(arguments),
-            cuda.backward_variant(arguments, arguments.x),
+        for macros in (
+            cuda.forward_variant(arguments).macros(arguments),
+            cuda.backward_variant(arguments, arguments.x).macros(arguments),
         )
     }
-    for variant, arguments in variants.values():
-        code = nvrtc.compile_source(source, variant.macros(arguments), arch, cached=False)
+    for macros in found.values():
+        code = nvrtc.compile_source(source, macros, arch, cached=False)
         assert b"causal_conv1d_forward" in code
         assert b"causal_conv1d_backward" in code
 
@@ -146,8 +153,27 @@ class Emulated:
             0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a
             for a in arguments
         ]
-        i64 = ctypes.c_int64
-        self.function((i64 * 3)(*grid), i64(block), (i64 * len(words))(*words))
+        given = [a for a in arguments if isinstance(a, torch.Tensor) and a.numel()]
+        ranges = [
+            edge for a in given for edge in (a.data_ptr(), a.data_ptr() + span(a) * a.itemsize)
+        ]
+        strays = self.function(
+            words_of(grid), word(block), words_of(words), words_of(ranges), word(len(given))
+        )
+        assert strays == 0, f"{strays} loads or stores beside every tensor"
+
+
+word = ctypes.c_int64
+
+
+def words_of(numbers):
+    return (word * len(numbers))(*numbers)
+
+
+def span(tensor):
+    """Numbers in memory from its first to its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * step for size, step in steps)
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +205,15 @@ def build(gxx, target, name, macros):
         )
         assert count == 1, function
     assert "asm(" not in text
+    for function, pointer in (("INLINE Raw load(", "from"), ("INLINE void store(", "to")):
+        before, _, behind = text.partition(function)
+        first, _, body = behind.partition("{")
+        watched = f"{{ watch({pointer});"
+        text = before + (WATCH if pointer == "from" else "") + function + first + watched + body
     signature = re.search(rf"{name}\((.*?)\) \{{", text, flags=re.DOTALL)[1]
-    kinds = [
-        parameter.rpartition(" ")[0 if "*" not in parameter else 0]
-        for parameter in re.sub(r"\s+", " ", signature).split(",")
-    ]
-    arguments = ", ".join(
-        f"({'i64' if '*' not in p else p[: p.index('*') + 1].strip()})a[{n}]"
-        for n, p in enumerate(re.sub(r"\s+", " ", signature).split(","))
-    )
+    parameters = [" ".join(parameter.split()) for parameter in signature.split(",")]
+    kinds = [p[: p.index("*") + 1] if "*" in p else "i64" for p in parameters]
+    arguments = ", ".join(f"({kind})a[{n}]" for n, kind in enumerate(kinds))
     run = RUN.replace("NAME", name).replace("ARGUMENTS", arguments)
     target.with_suffix(".cpp").write_text(SHIM + text + run, encoding="utf-8")
     command = [gxx, "-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-strict-aliasing"]
@@ -196,34 +222,68 @@ def build(gxx, target, name, macros):
     return Emulated(ctypes.CDLL(str(target)).run, len(kinds))
 
 
+def inside_nan(tensor):
+    """The same values and strides with NaN around and between them in memory."""
+    if tensor is None or tensor.numel() == 0:
+        return tensor
+    around = torch.full((span(tensor) + 128,), torch.nan, dtype=tensor.dtype)
+    return around.as_strided(tensor.shape, tensor.stride(), 64).copy_(tensor)
+
+
+class Made:
+    """Tensors of torch.empty, NaN at first, with more NaN around them that must stay."""
+
+    def __init__(self) -> None:
+        self.all = []
+        self.empty = torch.empty
+
+    def __call__(self, shape, **kind):
+        numel = torch.Size(shape).numel()
+        around = self.empty(numel + 128, **kind).fill_(torch.nan)
+        self.all.append((around, numel))
+        return around[64 : 64 + numel].view(shape)
+
+    def check(self) -> None:
+        assert self.all
+        for around, numel in self.all:
+            assert around[:64].isnan().all()
+            assert around[64 + numel :].isnan().all()
+            assert not around[64 : 64 + numel].isnan().any()
+
+
 @pytest.fixture
 def emulated(compiler, monkeypatch):
-    """The cuda backend on CPU tensors, and on a GPU of one processor."""
+    """Let the cuda backend run on CPU tensors, as on a GPU of one processor."""
     gpu = types.SimpleNamespace(multi_processor_count=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(nvrtc, "kernel", compiler)
+    made = Made()
+    monkeypatch.setattr(torch, "empty", made)
+    yield
+    made.check()
 
 
-def check(call, *, tolerance=None):
-    """Values and every gradient against float64; nothing beside them is written."""
-    tolerance = tolerance or {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
+
+
+def check(call):
+    """Values and every gradient against float64, on guarded tensors."""
     generator = torch.Generator().manual_seed(5)
     dy = torch.randn(call.x.shape, generator=generator).to(call.x.dtype)
     dfinal = torch.randn(call.state_shape, generator=generator).to(call.x.dtype)
-    got = (*cuda.forward(call), *cuda.backward(call, dy, dfinal))
-    exact = Conv(
-        *(
-            t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-            for t in (getattr(call, f.name) for f in dataclasses.fields(Conv))
-        )
-    )
+    names = ("x", "weight", "bias", "initial_state")
+    guarded = dataclasses.replace(call, **{n: inside_nan(getattr(call, n)) for n in names})
+    got = (*cuda.forward(guarded), *cuda.backward(guarded, inside_nan(dy), inside_nan(dfinal)))
+    wide = {n: None if getattr(call, n) is None else getattr(call, n).double() for n in names}
+    exact = dataclasses.replace(call, **wide)
     want = (*reference.forward(exact), *reference.backward(exact, dy.double(), dfinal.double()))
     names = ("y", "final_state", "dx", "dweight", "dbias", "dinitial_state")
     for name, found, expected in zip(names, got, want, strict=True):
         if expected is None or expected.numel() == 0:
             continue
+        assert found.shape == expected.shape, name
         error = (found.double() - expected).norm() / expected.norm()
-        assert error < tolerance[call.x.dtype], (name, float(error))
+        assert error < TOLERANCES[call.x.dtype], (name, float(error))
     return got
 
 
@@ -264,3 +324,24 @@ def test_a_slice_of_a_wider_tensor_is_taken_as_it_is(emulated, dtype, begin, ste
 def test_without_bias_and_state(emulated, packed):
     call = conv(batch=1 if packed else 2, packed=packed)
     check(dataclasses.replace(call, bias=None, initial_state=None))
+
+
+def test_bits_do_not_depend_on_tiles_rows_or_packing(emulated, monkeypatch):
+    call = conv(length=131, dtype=torch.bfloat16, channels=16)
+    whole = check(call)
+    row = dataclasses.replace(call, x=call.x[1:], initial_state=call.initial_state[1:])
+    assert torch.equal(cuda.forward(row)[0], whole[0][1:])
+    packed = dataclasses.replace(row, cu_seqlens=torch.tensor([0, 131], dtype=torch.int32))
+    assert torch.equal(cuda.forward(packed)[0], whole[0][1:])
+    gpu = types.SimpleNamespace(multi_processor_count=1 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    assert torch.equal(cuda.forward(call)[0], whole[0])
+    assert torch.equal(check(call)[2], whole[2])
+
+
+def test_a_gradient_of_any_layout_is_taken(emulated):
+    call = conv(length=30)
+    dfinal = torch.zeros(call.state_shape)
+    want = cuda.backward(call, torch.ones_like(call.x), dfinal)
+    for dy in (torch.ones(1, 1, 1).expand(call.x.shape), torch.ones(2, 30, 20)[:, :, 3:11]):
+        assert torch.equal(cuda.backward(call, dy, dfinal).x, want.x)

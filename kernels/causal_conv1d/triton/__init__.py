@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dnassm.kernels.backends import Elsewhere
-from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients, of_parameters
 
 PRIORITY = 20
 
@@ -92,12 +92,10 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     _kernels().of_inputs[(work.programs(1),)](
         *work.arguments, before_silu, dfinal, dx, **work.constants
     )
-    sums = partial.sum(0)
     state = call.initial_state
     return Gradients(
         dx,
-        sums[:-1].t().to(call.weight.dtype, memory_format=torch.contiguous_format),
-        None if call.bias is None else sums[-1].to(call.bias.dtype),
+        *of_parameters(call, partial.sum(0)),
         None if state is None else work.of_states(before_silu, dfinal).to(state.dtype),
     )
 

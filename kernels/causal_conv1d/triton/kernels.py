@@ -2,6 +2,7 @@
 
 # Triton compiles these functions: it reads no annotations but tl.constexpr, and has no keywords.
 # ruff: noqa: ANN001, ANN201, ANN202, D103
+# mypy: ignore-errors
 
 from __future__ import annotations
 
