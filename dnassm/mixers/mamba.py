@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from dnassm.kernels.causal_conv1d import causal_conv1d
-from dnassm.kernels.selective_scan import selective_scan
+from dnassm.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from dnassm.kernels.selective_scan import selective_scan, selective_scan_step
 from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 
 
@@ -96,14 +96,8 @@ class Mamba(SequenceMixer):
             initial_state=None if state is None else state.conv,
             return_state=True,
         )
-        states = self.config.d_state
-        low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
         y, ssm_state = selective_scan(
-            u,
-            F.linear(low_rank, self.dt_proj.weight),
-            -torch.exp(self.A_log.to(_at_least_float32(self.A_log))),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
+            *self._scanned(u),
             D=self.D,
             z=z,
             dt_bias=self.dt_bias,
@@ -114,8 +108,21 @@ class Mamba(SequenceMixer):
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """(B, D) -> (B, D), and the next state."""
-        y, following = self.forward(x[:, None], state)
-        return y[:, 0], following
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, conv_state = causal_conv1d_step(
+            u, self.conv_weight, self.conv_bias, state.conv, silu=True
+        )
+        y, ssm_state = selective_scan_step(
+            *self._scanned(u), state.ssm, D=self.D, z=z, dt_bias=self.dt_bias
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def _scanned(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x, dt, A, B and C of the scan, from the output of the convolution (.., E)."""
+        states = self.config.d_state
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
+        A = -torch.exp(self.A_log.to(_at_least_float32(self.A_log)))
+        return u, F.linear(low_rank, self.dt_proj.weight), A, B.unsqueeze(-2), C.unsqueeze(-2)
 
     def init_state(self, batch: int) -> MambaState:
         """All zeros."""
