@@ -335,11 +335,11 @@ def peak_bytes(case: Case) -> int:
 
 MEMORY = {
     # A row's D, its N, and how many (B, L, D) tensors of float32 may be held at once, inputs not
-    # counted: gradients of x, dt and z, y, dy, steps, u and what is made of them; in each order of
-    # time where L is cut into segments; N / 64 marks; 2 N / D for the gradient of each of B and C.
-    "segments": (1, 32, 64, 20),
-    "one segment": (16, 32, 64, 16),
-    "many states": (1, 1024, 256, 16),
+    # counted: y, the steps, the gradient of y through the gate, gradients of x, dt and z; N / 64
+    # marks; N / D for the gradient of each of B and C.
+    "segments": (1, 32, 64, 12),
+    "one segment": (16, 32, 64, 12),
+    "many states": (1, 1024, 256, 12),
 }
 
 
