@@ -7,7 +7,7 @@ NaN; above the range stands inf, below it 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -181,14 +181,11 @@ def _element(code: Code, dtype: torch.dtype) -> Any:
     return kinds[dtype]
 
 
-_MOVE = ("ptr", "i64", "ptr", "i64", "i64", "i64", "i64", "i64", "i64")
+_MOVE = ("ptr", "i64", "ptr", "i64", "i64", "i64", "i64", "i64")
 
 
 def write_tile_reader(unit: Unit) -> Code:
-    """Function (to, numbers per row, from, bytes per row, per column, rows, columns, kind, ahead).
-
-    A row's `ahead`, a distance in bytes, is where the same row of the next tile will be read.
-    """
+    """Function (to, numbers per row, from, bytes per row, per column, rows, columns, kind)."""
     return _tile_mover(unit, "read_tile", inwards=True)
 
 
@@ -199,7 +196,7 @@ def write_tile_writer(unit: Unit) -> Code:
 
 def _tile_mover(unit: Unit, name: str, *, inwards: bool) -> Code:
     code = Code(unit, name, _MOVE)
-    kind = code.arguments[-2]
+    kind = code.arguments[-1]
     for dtype, number in NUMBER_KINDS.items():
         if dtype != torch.float16 or has_half():
             with code.when(kind.equals(number)):
@@ -209,25 +206,31 @@ def _tile_mover(unit: Unit, name: str, *, inwards: bool) -> Code:
 
 
 def _move(code: Code, dtype: torch.dtype, *, inwards: bool) -> None:
-    inside, inside_row, outside, row_bytes, column_bytes, rows, columns, _, ahead = code.arguments
+    inside, inside_row, outside, row_bytes, column_bytes, rows, columns, _ = code.arguments
     one_after_the_other = column_bytes.equals(code.bytes_of(_element(code, dtype)))
-    whole = columns // code.lanes * code.lanes
-    vectors = code.select(one_after_the_other, whole, code.integer(0))
-    with code.loop(0, rows) as row:
-        here = code.at(inside, row * inside_row)
-        there = code.behind(outside, row * row_bytes)
+    contiguous = code.select(one_after_the_other, columns, code.integer(0))
+    whole = contiguous // code.lanes * code.lanes
 
-        code.prefetch(code.behind(there, ahead), to_write=not inwards)
+    def move(here: Value, there: Value, lanes: int) -> None:
+        if inwards:
+            code.store(_read(code, there, dtype, lanes), here)
+        else:
+            kind = code.vector if lanes > 1 else code.number
+            _write(code, code.load(here, kind), there, dtype)
 
-        def move(column: Value, lanes: int, here: Value = here, there: Value = there) -> None:
-            within, beyond = code.at(here, column), code.behind(there, column * column_bytes)
-            if inwards:
-                code.store(_read(code, beyond, dtype, lanes), within)
-            else:
-                kind = code.vector if lanes > 1 else code.number
-                _write(code, code.load(within, kind), beyond, dtype)
+    def each_row() -> Iterator[tuple[Value, Value]]:
+        with code.loop(0, rows) as row:
+            there = code.behind(outside, row * row_bytes)
+            yield code.at(inside, row * inside_row), there
 
-        with code.loop(0, vectors, code.lanes) as column:
-            move(column, code.lanes)
-        with code.loop(vectors, columns) as column:
-            move(column, 1)
+    with code.either(contiguous.equals(code.lanes)) as (one_vector, otherwise):
+        with one_vector:
+            for here, there in each_row():
+                move(here, there, code.lanes)
+        with otherwise:
+            for here, there in each_row():
+                with code.loop(0, whole, code.lanes) as column:
+                    beyond = code.behind(there, column * column_bytes)
+                    move(code.at(here, column), beyond, code.lanes)
+                with code.loop(whole, columns) as column:
+                    move(code.at(here, column), code.behind(there, column * column_bytes), 1)

@@ -29,8 +29,8 @@ _MOST_STATES = 256
 # Bytes for the parts of dB and dC of blocks of channels, before they are added up: the backward
 # walks so much of time at once. Two cores: 4 to 64 MiB make no difference.
 _PARTIAL_BYTES = 16 << 20
-# Steps * channels * states below which waking a second thread (50 us) costs more than it brings.
-_WORTH_A_THREAD = 1 << 18
+# Steps * channels * states up to which one thread does the work: to wake a second costs 50 us.
+_ALONE = 1 << 18
 
 
 def supports(scan: Scan) -> str | None:
@@ -237,7 +237,7 @@ class _Call:
         """One for little work."""
         batch, length, _ = self.scan.x.shape
         work = batch * length * self.layout.blocks * self.layout.lanes * self.layout.padded
-        return 1 if work < _WORTH_A_THREAD else thread_count(tasks)
+        return 1 if work <= _ALONE else thread_count(tasks)
 
     def walk_back(self) -> np.ndarray:
         """Run the backward in pieces small enough for the parts of dB and dC.

@@ -26,10 +26,12 @@ from dnassm.kernels.vector_math import (
     write_tile_writer,
 )
 
-STEPS = 64
-"""Steps per tile, and between two marks: the decays and states of four states then fill 32 KiB."""
+STEPS = 32
+"""Steps per tile, and between two marks: the decays and states of four states fill 16 KiB."""
 UNROLL = 4
 """States that are advanced together."""
+_PLANS = 8
+"""Tensors that are asked for ahead of their use."""
 
 TENSORS = ("x", "dt", "B", "C", "z", "y", "dy", "dx", "ddt", "dB", "dC", "dz")
 _MAPS = ("B", "C", "dB", "dC")
@@ -50,12 +52,14 @@ time are negative when time is walked backwards."""
 # Scratch of one thread: name -> what is kept.
 _FORWARD = {
     **dict.fromkeys(("D", "dt_bias"), "channel"),
+    "plan": "plan",
     **dict.fromkeys(("d", "u", "y"), "step"),
     **dict.fromkeys(("A", "h"), "state"),
     **dict.fromkeys(("B", "C"), "map"),
 }
 _BACKWARD = {
     **dict.fromkeys(("D", "dt_bias"), "channel"),
+    "plan": "plan",
     **dict.fromkeys(("d", "slope", "u", "inflow", "gy", "z", "y", "q", "dd"), "step"),
     **dict.fromkeys(("decay", "h"), "history"),
     **dict.fromkeys(("A", "adjoint"), "state"),
@@ -68,6 +72,7 @@ def _rows(kind: str, lanes: int) -> tuple[int, int]:
     """Vectors of one piece of scratch: a constant, and so many per state."""
     sizes = {
         "channel": (1, 0),
+        "plan": (2 * _PLANS * 8 // VECTOR_BYTES, 0),
         "step": (STEPS, 0),
         "history": ((STEPS + 1) * UNROLL, 0),
         "state": (0, 1),
@@ -132,6 +137,7 @@ class _Task:
     def __init__(self, job: _Job, row: Value, block: Value, *, direction: int = 1) -> None:
         code = job.code
         self.job, self.row, self.block, self.direction = job, row, block, direction
+        self.planned = 0
         tables = ((job["rows"], row), (job["places"], block))
         (self.batch, self.origin, self.length, self.first_mark), place = (
             [code.load(code.at(table, index * 4 + k, code.int), code.int) for k in range(4)]
@@ -145,6 +151,9 @@ class _Task:
         with code.when(self.lanes < code.lanes):
             for name in inputs:
                 code.clear(job.scratch[name], code.integer(STEPS))
+        plan = job.scratch["plan"]
+        with code.loop(0, code.integer(_PLANS)) as slot:  # of no use, but an address that exists
+            code.store(plan, code.at(plan, slot * 2, code.int))
         for name in ("D", "dt_bias"):
             code.clear(job.scratch[name], code.integer(1))
             with code.when(job.given(name)), code.loop(0, self.lanes) as lane:
@@ -165,8 +174,17 @@ class _Task:
         )
         strides = (job[f"{name}_time"], job[f"{name}_lane"])
         given = (job.scratch[inside], width, outside, *strides, steps, columns)
-        ahead = job[f"{name}_time"] * (STEPS * self.direction)
-        code.call(mover, *given, job[f"{name}_kind"], ahead)
+        code.call(mover, *given, job[f"{name}_kind"])
+        if not maps:
+            self._plan(code.behind(outside, strides[0] * (STEPS * self.direction)), strides[0])
+
+    def _plan(self, next_tile: Value, stride: Value) -> None:
+        """Note where a tensor will be read or written next; `_Ahead` asks for it in time."""
+        job, code = self.job, self.job.code
+        place = code.at(job.scratch["plan"], self.planned * 2, code.int)
+        code.store(next_tile, place)
+        code.store(stride, code.at(place, 1, code.int))
+        self.planned = (self.planned + 1) % _PLANS
 
     def read_states(self, name: str, into: Value) -> None:
         """States (D, N) of this sequence and block to a vector per state; zeros without any."""
@@ -216,6 +234,26 @@ class _Task:
         index = (self.row - job["first_row"]) * job["blocks"] + self.block
         element = job.code.ir.DoubleType() if name == "sums" else job.code.number
         return job.code.at(job[name], index * rows * job.code.lanes, element)
+
+
+class _Ahead:
+    """Asks for one tensor's rows of the next tile, one row per step of a loop over time.
+
+    A block of channels is one cache line per row, rows are far apart, and no prefetcher of the CPU
+    follows eight such tensors. Asked for all at once, they would be waited for.
+    """
+
+    def __init__(self, job: _Job, slot: Value) -> None:
+        code = job.code
+        self.code = code
+        within = _smaller(code, slot, code.integer(_PLANS - 1))
+        place = code.at(job.scratch["plan"], within * 2, code.int)
+        self.start = code.load(place, code.pointer)
+        self.stride = code.load(code.at(place, 1, code.int), code.int)
+
+    def ask(self, t: Value) -> None:
+        """For row t."""
+        self.code.prefetch(self.code.behind(self.start, t * self.stride))
 
 
 @contextlib.contextmanager
@@ -295,7 +333,9 @@ def _advance(job: _Job, steps: Value) -> None:
     with code.loop(0, job["padded"], UNROLL) as first:
         A = [job.row("A", first + k) for k in range(UNROLL)]
         h = [code.variable(job.row("h", first + k)) for k in range(UNROLL)]
+        ahead = _Ahead(job, first // UNROLL)
         with code.loop(0, steps) as t:
+            ahead.ask(t)
             d, u, y = (job.row(name, t) for name in ("d", "u", "y"))
             at = t * job["padded"] + first
             for k in range(UNROLL):
@@ -381,7 +421,9 @@ def _recompute(task: _Task, tile: Value, first: Value, steps: Value, *, gated: b
     h = [code.variable(code.row(task.mark(tile), first + k)) for k in range(UNROLL)]
     for k in range(UNROLL):
         job.set_row("h", k, h[k].get())
+    ahead = _Ahead(job, first // (UNROLL // 2))
     with code.loop(0, steps) as t:
+        ahead.ask(t)
         d, inflow = job.row("d", t), job.row("inflow", t)
         at, row = t * job["padded"] + first, t * UNROLL
         y = job.row("y", t) if gated else d
@@ -404,8 +446,10 @@ def _walk_back(job: _Job, first: Value, steps: Value, sums: Value) -> None:
     A = [job.row("A", first + k) for k in range(UNROLL)]
     carried = [code.variable(job.row("adjoint", first + k)) for k in range(UNROLL)]
     dA = [code.variable(code.zero()) for _ in range(UNROLL)]
+    ahead = _Ahead(job, first // (UNROLL // 2) + 1)
     with code.loop(0, steps) as count:
         t = steps - count - 1
+        ahead.ask(t)
         at, row = t * job["padded"] + first, t * UNROLL
         d, inflow, gy, q, dd = (job.row(name, t) for name in ("d", "inflow", "gy", "q", "dd"))
         for k in range(UNROLL):
