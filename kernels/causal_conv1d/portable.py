@@ -18,7 +18,7 @@ from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients, of_parameter
 PRIORITY = 10
 
 # Numbers of one chunk. On CPU the few buffers of a chunk share the cache of a core.
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 26}
+_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 26}
 
 
 def supports(call: Conv) -> str | None:
@@ -32,8 +32,8 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
         return _Rows(call).forward()
     layout = _Layout(call, call.cu_seqlens)
     y, _ = _Rows(layout.unpacked(call)).forward()
-    every = layout.inputs(call)
-    return y[:, layout.positions], every[0, layout.final].to(call.x.dtype)
+    state = layout.inputs(call)[0, layout.final]
+    return y[:, layout.positions].to(call.x.dtype), state.to(call.x.dtype)
 
 
 def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:

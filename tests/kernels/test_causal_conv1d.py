@@ -61,6 +61,7 @@ def run(
     results = causal_conv1d(**leaves, silu=silu, return_state=True, backend=backend, **options)
     generator = torch.Generator().manual_seed(99)
     weights = weights or [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
+    assert all(result.dtype == inputs["x"].dtype for result in results)
     torch.autograd.backward(results, [w.to(r.dtype) for w, r in zip(weights, results, strict=True)])
     gradients = {f"d{name}": leaf.grad for name, leaf in leaves.items()}
     return {"y": results[0].detach(), "state": results[1].detach(), **gradients}, weights

@@ -278,6 +278,7 @@ def check(call):
     exact = dataclasses.replace(call, **wide)
     want = (*reference.forward(exact), *reference.backward(exact, dy.double(), dfinal.double()))
     names = ("y", "final_state", "dx", "dweight", "dbias", "dinitial_state")
+    assert got[0].dtype == got[1].dtype == got[2].dtype == call.x.dtype
     for name, found, expected in zip(names, got, want, strict=True):
         if expected is None or expected.numel() == 0:
             continue

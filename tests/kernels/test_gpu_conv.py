@@ -44,6 +44,7 @@ def run(
     generator = torch.Generator().manual_seed(99)
     if weights is None:
         weights = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+    assert all(result.dtype == inputs["x"].dtype for result in results)
     torch.autograd.backward(results, [w.to(r) for w, r in zip(weights, results, strict=True)])
     gradients = {f"d{name}": leaf.grad for name, leaf in leaves.items()}
     return {"y": results[0].detach(), "state": results[1].detach(), **gradients}, weights
@@ -84,11 +85,28 @@ def on_gpu(case: Case, dtype: torch.dtype) -> tuple[Results, dict[str, Any]]:
     return inputs, case.options("cuda")
 
 
-@pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("backend", FAST)
-def test_values_and_every_gradient_are_those_of_the_reference(backend, case, dtype, silu):
+BRIEF = [
+    "length 65",
+    "33 channels",
+    "64 channels",
+    "reverse, strided",
+    "wider than long",
+    "packed",
+    "packed, reverse, long",
+]
+# Every pair of a dtype and an activation is compiled anew: all of them for some shapes only.
+VALUES = [
+    *itertools.product(["cuda"], SHAPES, [torch.float32, torch.bfloat16], [True]),
+    *itertools.product(["cuda"], BRIEF, [torch.float16], [True]),
+    *itertools.product(["cuda"], BRIEF, [torch.bfloat16], [False]),
+    *itertools.product(["triton"], BRIEF, [torch.bfloat16], [True]),
+    *itertools.product(["triton"], ["length 65", "packed, reverse"], [torch.float32], [False]),
+]
+
+
+@pytest.mark.parametrize(("backend", "name", "dtype", "silu"), VALUES)
+def test_values_and_every_gradient_are_those_of_the_reference(backend, name, dtype, silu):
+    case = SHAPES[name]
     inputs, options = on_gpu(case, dtype)
     skip_unless_able(backend, inputs)
     got, weights = run(inputs, backend, silu=silu, **options)
@@ -107,9 +125,13 @@ def test_auto_is_the_cuda_kernel():
     assert BACKENDS.choose("auto", call).__name__.endswith(".cuda")
 
 
-@pytest.mark.parametrize("offset", [0, 1, 2, 4, 8])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", FAST)
+SLICES = [
+    *itertools.product(["cuda"], DTYPES, [0, 1, 2, 4, 8]),
+    *itertools.product(["triton"], [torch.bfloat16], [0, 1]),
+]
+
+
+@pytest.mark.parametrize(("backend", "dtype", "offset"), SLICES)
 def test_a_slice_of_a_projection_is_taken_wherever_it_begins(backend, dtype, offset):
     """Aligned or not, with NaN on both sides; gradients come as of the contiguous input."""
     inputs, _ = on_gpu(Case(length=300, channels=64), dtype)
