@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,9 @@ class Variant(NamedTuple):
     blocks: int
     """Blocks of 128 threads that an SM must hold, which bounds the registers."""
     longest: int
-    """Positions of a tile at most: short ones read much twice, long ones come in few waves."""
+    """Positions of a tile at most: long ones come in few waves."""
+    start: int
+    """What a tile costs beside its positions, in positions: what it reads twice, or adds up."""
 
     def macros(self, call: Conv) -> dict[str, int | str]:
         """What the source is compiled with."""
@@ -63,20 +66,21 @@ class Variant(NamedTuple):
 def forward_variant(call: Conv) -> Variant:
     """8 bytes of channels per thread and position where they are aligned, fewer for many taps."""
     if call.width <= 4:
-        return Variant(_vector(call.x, 8), unroll=8, blocks=5, longest=192)
+        return Variant(_vector(call.x, 8), unroll=8, blocks=5, longest=256, start=8)
     if call.width <= 8:
-        return Variant(_vector(call.x, 4), unroll=8, blocks=4, longest=192)
-    return Variant(vector=1, unroll=4, blocks=2, longest=192)
+        return Variant(_vector(call.x, 4), unroll=8, blocks=4, longest=256, start=8)
+    return Variant(vector=1, unroll=4, blocks=2, longest=256, start=8)
 
 
 def backward_variant(call: Conv, dy: Tensor) -> Variant:
     """Half of the forward's channels: a thread holds two windows and the sums of the weights."""
     if call.width <= 4:
         vector = min(_vector(call.x, 4), _vector(dy, 4))
-        return Variant(vector, unroll=8, blocks=5 if call.cu_seqlens is None else 4, longest=384)
+        blocks = 5 if call.cu_seqlens is None else 4
+        return Variant(vector, unroll=8, blocks=blocks, longest=512, start=16)
     if call.width <= 8:
-        return Variant(vector=1, unroll=8, blocks=4, longest=384)
-    return Variant(vector=1, unroll=4, blocks=2, longest=384)
+        return Variant(vector=1, unroll=8, blocks=4, longest=512, start=16)
+    return Variant(vector=1, unroll=4, blocks=2, longest=512, start=16)
 
 
 def _vector(tensor: Tensor, most: int) -> int:
@@ -95,23 +99,31 @@ def _vector(tensor: Tensor, most: int) -> int:
 
 class _Grid(NamedTuple):
     tile: int
+    """Positions of one thread."""
     tiles: int
+    """Tiles of a row."""
     blocks: int
     threads: int
 
 
 def _grid(call: Conv, variant: Variant) -> _Grid:
-    """Tiles long enough to be worth their start, and enough of them to fill the GPU twice."""
-    batch, length, channels = call.x.shape
     processors = torch.cuda.get_device_properties(call.x.device).multi_processor_count
-    columns = channels // variant.vector
+    batch, length, channels = call.x.shape
+    return _cut(batch, length, channels // variant.vector, processors, variant)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cut(batch: int, length: int, columns: int, processors: int, variant: Variant) -> _Grid:
+    """The tile with which waves of threads are over first; small blocks where there are few."""
     resident = processors * variant.blocks * _THREADS
-    work = batch * length * columns // (2 * resident)
-    shortest = 2 * variant.unroll
-    tile = max(shortest, min(variant.longest, work)) // variant.unroll * variant.unroll
+
+    def duration(tile: int) -> int:
+        waves = -(-batch * -(-length // tile) * columns // resident)
+        return waves * (tile + variant.start)
+
+    tile = min(range(2 * variant.unroll, variant.longest + 1, variant.unroll), key=duration)
     tiles = -(-length // tile)
-    total = batch * tiles * columns
-    threads = _THREADS
+    total, threads = batch * tiles * columns, _THREADS
     while threads > 32 and -(-total // threads) < 2 * processors:
         threads //= 2
     return _Grid(tile, tiles, -(-total // threads), threads)
