@@ -442,7 +442,7 @@ class Unit:
                 jit=True,
             )
             options = binding.create_pipeline_tuning_options(speed_level=2)
-            options.loop_vectorization = options.slp_vectorization = False
+            options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
             passes = binding.create_pass_builder(machine, options)
             passes.getModulePassManager().run(parsed, passes)
             engine = binding.create_mcjit_compiler(parsed, machine)

@@ -196,6 +196,7 @@ def write_tile_writer(unit: Unit) -> Code:
 
 def _tile_mover(unit: Unit, name: str, *, inwards: bool) -> Code:
     code = Code(unit, name, _MOVE)
+    code.function.attributes.add("noinline")
     kind = code.arguments[-1]
     for dtype, number in NUMBER_KINDS.items():
         if dtype != torch.float16 or has_half():
