@@ -64,6 +64,7 @@ def assert_near(got: Results, want: Results, dtype: torch.dtype) -> None:
 EDGES = {
     "one sequence": [0, 200],
     "of every kind of length": [0, 1, 3, 4, 67, 130, 131, 200],
+    "of like lengths": [0, 5, 12, 16, 50, 113, 145, 200],
     "single positions": list(range(12)),
 }
 
@@ -478,9 +479,12 @@ def test_gradients_of_packed_sequences_are_those_of_finite_differences(backend, 
     assert torch.autograd.gradcheck(call, list(inputs.values()), fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", ["reference", "portable"])
+@pytest.mark.parametrize("backend", ["reference", "portable", "portable, in segments"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "in reverse"])
-def test_gradients_of_a_complex_scan_are_those_of_finite_differences(backend, reverse):
+def test_gradients_of_a_complex_scan_are_those_of_finite_differences(monkeypatch, backend, reverse):
+    if backend.endswith("segments"):
+        backend = "portable"
+        monkeypatch.setattr(portable, "_SHORTEST_SEGMENT", 2)
     inputs = Case(length=7, channels=4, groups=2, states=3).inputs(torch.float64)
     for name in ("A", "B", "C", "initial_state"):
         other = Case(length=7, channels=4, groups=2, states=3).inputs(torch.float64, seed=1)
