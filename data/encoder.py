@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
-from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, SOFT_MASK, Codes
+from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, SOFT_MASK, Codes, N
 
 _TABLE = ASCII_TO_CODE.tobytes()
-_ROW_BYTES = 1024
-MAX_LETTERS = 255 * _ROW_BYTES
-"""255 rows: with one more a byte of their sum could overflow. The buffers fit a core's cache."""
+_A, _T, _N = b"ATN"
+_LAST_UPPER, _UPPER_BITS = 0x5F, 0xDF
+_HASH, _HASHES_PER_CODE = 138, 24
+"""_HASH * letter modulo 256 // _HASHES_PER_CODE is the code of A, C, G and T."""
+_LETTER_BITS, _HASH_BITS = 0x57, 0x5E
+"""All bits that occur in A, C, G and T, and in their hashes.
 
-
-def _in_every_byte(value: int) -> np.uint64:
-    return np.uint64(int.from_bytes(bytes([value] * 8)))
-
-
-_ONE, _TWO, _FIVE = np.uint64(1), np.uint64(2), np.uint64(5)
-_LOWER_BIT = _in_every_byte(0x20)
-_MASK_BIT = _in_every_byte(SOFT_MASK)
-_UPPER_BITS = _in_every_byte(0xDF)
-_TWO_BITS = _in_every_byte(0x03)
+No other byte is from A to T and has no further bit, neither in itself nor in its hash.
+"""
+_EVEN_BITS = np.uint64(0x5555555555555555)
+_ALIGNMENT = 1024
+"""Lengths that BlockEncoder._count can halve and view as words down to the end."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,22 +48,18 @@ class NotABaseError(Exception):
 
 
 class BlockEncoder:
-    """Encodes up to `capacity` <= MAX_LETTERS letters at a time, in buffers that are reused.
+    """Encodes up to `capacity` letters at a time, in buffers that are reused.
 
-    Eight letters to a machine word, few passes over buffers that stay in the processor's cache: at
-    hundreds of megabytes per second a table look-up per letter would be the slowest part.
+    Arithmetic on whole arrays, in few passes over buffers that fit a core's cache: at hundreds of
+    megabytes per second a table look-up per letter would be the slowest part.
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity > MAX_LETTERS:
-            raise ValueError(f"expected a capacity of at most {MAX_LETTERS}, got {capacity}")
-        padded = -(-capacity // _ROW_BYTES) * _ROW_BYTES
+        padded = _padded(capacity)
         self.letters: Codes = np.zeros(padded, dtype=np.uint8)
-        """Write ASCII letters here, then call `encode`."""
-        self._upper, self._codes, self._scratch = (
-            np.zeros(padded, dtype=np.uint8) for _ in range(3)
-        )
-        self._sums = np.empty((4, _ROW_BYTES // 8), dtype=np.uint64)
+        """Write ASCII letters here, then call `encode`, which turns them into upper case."""
+        self._lower, self._is_n, self._acgt, self._codes = np.zeros((4, padded), dtype=np.uint8)
+        self._pairs = np.empty(padded // 16, dtype=np.uint64)
 
     def encode(self, n: int) -> tuple[Codes, Codes, BaseCounts]:
         """Codes of the first `n` bytes of `letters`, and these in upper case as SAM's M5 has them.
@@ -75,67 +70,99 @@ class BlockEncoder:
         Raises:
             NotABaseError: a character is no base.
         """
-        padded = -(-n // _ROW_BYTES) * _ROW_BYTES
-        self.letters[n:padded] = 0
-        letters, codes = self.letters[:padded], self._codes[:padded]
-        upper, soft_masked = self._to_upper(letters, n)
-        a, c, g, t = self._count(upper, b"ACGT")
-        counts = BaseCounts(A=a, C=c, G=g, T=t, soft_masked=soft_masked)
-        if a + c + g + t == n:
-            self._encode_acgt(upper, codes)
-            if soft_masked == n:
-                np.bitwise_or(codes.view(np.uint64), _MASK_BIT, out=codes.view(np.uint64))
-            elif soft_masked:
-                self._mask(letters, codes)
+        size = _padded(n)
+        self.letters[n:size] = _A
+        letters, codes = self.letters[:size], self._codes[:size]
+        soft_masked = self._to_upper(letters)
+        if _encode_acgt(letters, codes):
+            counts = self._count(codes, n)
         else:
-            self._encode_any(letters[:n], upper, codes[:n], counts)
-        return codes[:n], upper[:n], counts
+            counts = self._encode_acgtn(letters, codes, n) or _encode_any(letters[:n], codes[:n])
+        if soft_masked:
+            counts.soft_masked = soft_masked
+            _mark(codes, self._lower[:size], SOFT_MASK)
+        return codes[:n], letters[:n], counts
 
-    def _to_upper(self, letters: Codes, n: int) -> tuple[Codes, int]:
-        """Upper-case letters and how many were lower case."""
-        words = letters.view(np.uint64)
-        if not np.bitwise_or.reduce(words) & _LOWER_BIT:
-            return letters, 0
-        upper = self._upper[: letters.size]
-        np.bitwise_and(words, _UPPER_BITS, out=upper.view(np.uint64))
-        flags = self._scratch[: letters.size].view(np.uint64)
-        np.bitwise_and(words, _LOWER_BIT, out=flags)
-        np.right_shift(flags, _FIVE, out=flags)
-        rows = flags.reshape(-1, _ROW_BYTES // 8)
-        np.add.reduce(rows, axis=0, out=self._sums[0])
-        return upper, int(self._sums[0].view(np.uint8).sum())
+    def _to_upper(self, letters: Codes) -> int:
+        """Count lower-case letters and turn them into upper case; `_lower` is 1 where they were."""
+        if np.maximum.reduce(letters) <= _LAST_UPPER:
+            return 0
+        lower = self._lower[: letters.size].view(np.bool_)
+        np.greater(letters, _LAST_UPPER, out=lower)
+        np.bitwise_and(letters, _UPPER_BITS, out=letters)
+        return int(np.count_nonzero(lower))
 
-    def _encode_acgt(self, upper: Codes, codes: Codes) -> None:
-        """Bits 1 and 2 of A, C, G, T tell them apart: arithmetic, faster than any table."""
-        source, target = upper.view(np.uint64), codes.view(np.uint64)
-        scratch = self._scratch[: upper.size].view(np.uint64)
-        np.right_shift(source, _ONE, out=target)
-        np.right_shift(source, _TWO, out=scratch)
-        np.bitwise_xor(target, scratch, out=target)
-        np.bitwise_and(target, _TWO_BITS, out=target)
+    def _encode_acgtn(self, letters: Codes, codes: Codes, n: int) -> BaseCounts | None:
+        """Encode N as A and then mark it; None if there are other letters than A, C, G, T, N."""
+        is_n, acgt = self._is_n[: letters.size], self._acgt[: letters.size]
+        np.equal(letters, _N, out=is_n.view(np.bool_))
+        np.multiply(is_n, _A ^ _N, out=acgt)
+        np.bitwise_xor(letters, acgt, out=acgt)
+        if not _encode_acgt(acgt, codes):
+            return None
+        counts = self._count(codes, n)
+        counts.N = int(np.count_nonzero(is_n))
+        counts.A -= counts.N
+        _mark(codes, is_n, N)
+        return counts
 
-    def _mask(self, letters: Codes, codes: Codes) -> None:
-        scratch = self._scratch[: letters.size].view(np.uint64)
-        np.bitwise_and(letters.view(np.uint64), _LOWER_BIT, out=scratch)
-        np.left_shift(scratch, _TWO, out=scratch)
-        target = codes.view(np.uint64)
-        np.bitwise_or(target, scratch, out=target)
+    def _count(self, codes: Codes, n: int) -> BaseCounts:
+        """Counts of the first `n` codes, which are of A, C, G and T; the rest is padding with A.
 
-    def _encode_any(self, letters: Codes, upper: Codes, codes: Codes, counts: BaseCounts) -> None:
-        # bytes.translate walks a table twice as fast as np.take
-        codes[:] = np.frombuffer(letters.tobytes().translate(_TABLE), dtype=np.uint8)
-        if codes.max() == NO_BASE:
-            raise NotABaseError
-        counts.N, counts.U = self._count(upper, b"NU")
-        counts.T += counts.U
-        counts.iupac = letters.size - counts.A - counts.C - counts.G - counts.T - counts.N
+        Four codes to a byte, then population counts: faster than looking for each of them.
+        """
+        words = codes.view(np.uint64).reshape(2, -1)
+        pairs = self._pairs[: words[0].size]
+        np.left_shift(words[1], 4, out=pairs)
+        np.bitwise_or(words[0], pairs, out=pairs)
+        low, high = bits = pairs.reshape(2, -1)
+        np.left_shift(high, 2, out=high)
+        np.bitwise_or(low, high, out=low)
+        np.right_shift(low, 1, out=high)
+        np.bitwise_and(bits, _EVEN_BITS, out=bits)
+        with_low, with_high = _ones(bits)
+        np.bitwise_and(low, high, out=low)
+        (t,) = _ones(bits[:1])
+        c, g = with_low - t, with_high - t
+        return BaseCounts(A=n - c - g - t, C=c, G=g, T=t)
 
-    def _count(self, values: Codes, wanted: bytes) -> list[int]:
-        """How often each byte of `wanted` occurs; sums words, twice as fast as np.count_nonzero."""
-        flags = self._scratch[: values.size]
-        rows = flags.view(np.uint64).reshape(-1, _ROW_BYTES // 8)
-        for number, byte in enumerate(wanted):
-            np.equal(values, byte, out=flags.view(np.bool_))
-            np.add.reduce(rows, axis=0, out=self._sums[number])
-        sums: list[int] = self._sums[: len(wanted)].view(np.uint8).sum(axis=1).tolist()
-        return sums
+
+def _padded(n: int) -> int:
+    return -(-max(n, 1) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _ones(words: npt.NDArray[np.uint64]) -> list[int]:
+    """Bits that are set in each row of words of which at most every second bit is set."""
+    # Up to 32 of a word: four of these counts are summed in a byte.
+    counts = np.bitwise_count(words).view(np.uint64).reshape(len(words), 4, -1)
+    sums: list[int] = np.add.reduce(np.add.reduce(counts, axis=1).view(np.uint8), axis=1).tolist()
+    return sums
+
+
+def _encode_acgt(letters: Codes, codes: Codes) -> bool:
+    """Encode upper-case letters if all of them are A, C, G or T."""
+    np.multiply(letters, _HASH, out=codes)
+    if (
+        np.minimum.reduce(letters) < _A
+        or np.maximum.reduce(letters) > _T
+        or int(np.bitwise_or.reduce(letters)) | _LETTER_BITS != _LETTER_BITS
+        or int(np.bitwise_or.reduce(codes)) | _HASH_BITS != _HASH_BITS
+    ):
+        return False
+    np.floor_divide(codes, _HASHES_PER_CODE, out=codes)
+    return True
+
+
+def _encode_any(letters: Codes, codes: Codes) -> BaseCounts:
+    """Encode any upper-case letters, by the table."""
+    codes[:] = np.frombuffer(letters.tobytes().translate(_TABLE), dtype=np.uint8)
+    if codes.max() == NO_BASE:
+        raise NotABaseError
+    a, c, g, t, n, u = (int(np.count_nonzero(letters == base)) for base in b"ACGTNU")
+    return BaseCounts(a, c, g, t + u, n, letters.size - a - c - g - t - u - n, U=u)
+
+
+def _mark(codes: Codes, flags: Codes, value: int) -> None:
+    """Set the bits of `value` where `flags` is 1; `flags` is overwritten."""
+    np.multiply(flags, value, out=flags)
+    np.bitwise_or(codes, flags, out=codes)
