@@ -277,12 +277,12 @@ class Code:
         element = kind.element if isinstance(kind, self.ir.VectorType) else kind
         self.builder.store(value.raw, place.raw, align=align or self.bytes_of(element))
 
-    def prefetch(self, place: Value, *, to_write: bool = False) -> None:
+    def prefetch(self, place: Value) -> None:
         """Ask for the cache line; an address that nobody has does no harm."""
         i32 = self.ir.IntType(32)
         signature = self.ir.FunctionType(self.ir.VoidType(), [self.pointer, i32, i32, i32])
-        # write or read, keep in every cache, data
-        options = [self.ir.Constant(i32, number) for number in (int(to_write), 3, 1)]
+        # to read, into every cache, data
+        options = [self.ir.Constant(i32, number) for number in (0, 3, 1)]
         self.builder.call(self.unit.declare("llvm.prefetch.p0", signature), [place.raw, *options])
 
     def row(self, base: Value, index: Value | int) -> Value:

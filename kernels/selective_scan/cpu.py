@@ -55,13 +55,14 @@ def supports(scan: Scan) -> str | None:
 
 def marks_shape(scan: Scan) -> tuple[int, ...]:
     """(tiles of all sequences, blocks of channels, padded N, lanes): states before every tile."""
-    layout = _layout_of(scan)
-    batch, length, _ = scan.x.shape
+    batch, length, channels = scan.x.shape
+    groups, states, lanes = scan.B.shape[2], scan.A.shape[1], VECTOR_BYTES // scan.inner.itemsize
+    blocks, padded = groups * -(-(channels // groups) // lanes), -(-states // UNROLL) * UNROLL
     if scan.cu_seqlens is None:
         tiles = batch * -(-length // STEPS)
     else:
         tiles = length // STEPS + scan.sequences
-    return (tiles, layout.blocks, layout.padded, layout.lanes)
+    return (tiles, blocks, padded, lanes)
 
 
 def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +71,8 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     y = empty(scan.x.shape, scan.x.dtype)
     final = torch.empty(scan.state_shape, dtype=scan.inner)
     marks = empty(marks_shape(scan), scan.inner)
+    _, _, length, first_mark = call.rows[-1].tolist()
+    marks[first_mark - -length // STEPS :].zero_()  # packed sequences may have fewer tiles
     call.point("y", y)
     call.fields |= {"final": final.data_ptr(), "marks": marks.data_ptr()}
     tasks = call.sequences * call.layout.blocks

@@ -237,6 +237,19 @@ def test_packed_sequences_have_the_bits_of_separate_ones(reverse):
                 assert torch.equal(tensor, packed[name][row : row + 1]), name
 
 
+def test_marks_that_no_packed_sequence_needs_are_zero_and_not_what_lay_in_memory():
+    inputs = Case(batch=1, length=70, channels=3, bare=True).inputs(torch.float32)
+    given = {**dict.fromkeys(("D", "z", "dt_bias", "initial_state")), **inputs}
+    edges = torch.tensor([0, 10, 70], dtype=torch.int32)
+    scan = Scan(**given, cu_seqlens=edges, dt_softplus=True, reverse=False, exact=True)
+    marks = cpu.forward(scan)[2]
+    tiles = 1 + -(-60 // cpu_code.STEPS)
+    assert tuple(marks.shape) == cpu.marks_shape(scan)
+    assert marks[tiles - 1].any()
+    assert marks.shape[0] > tiles
+    assert not marks[tiles:].any()
+
+
 def test_transposed_inputs_are_taken_as_they_are():
     inputs = Case(length=150, channels=20, states=4).inputs(torch.float32)
     want = gradients(inputs)
