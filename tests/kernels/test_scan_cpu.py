@@ -21,6 +21,7 @@ from torch import Tensor
 from dnassm.errors import BackendError
 from dnassm.kernels import threads, vector_code
 from dnassm.kernels.selective_scan import cases, selective_scan
+from dnassm.kernels.selective_scan.arguments import Scan
 from dnassm.kernels.selective_scan.cases import Case
 
 pytest.importorskip("llvmlite")
