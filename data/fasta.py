@@ -29,7 +29,8 @@ from dnassm.data.sniff import looks_like
 from dnassm.errors import FormatError
 
 BLOCK_BYTES = 3 << 18
-"""With the encoder's buffers this fits the cache of one core."""
+"""Measured: smaller blocks cost more calls, and more changes between parsing, digests and writing;
+larger ones leave the cache."""
 _MAX_HEADER_BYTES = 1 << 20
 _WHITE = b" \t\n\x0b\x0c\r"
 _NEWLINE, _RETURN, _GREATER = 10, 13, ord(">")
