@@ -353,14 +353,17 @@ VARIANTS = {
     "all arguments": ({}, {}),
     "bare": ({"bare": True}, {"dt_softplus": False}),
     "in reverse": ({}, {"reverse": True}),
+    "in bf16": ({}, {}),
     "packed": ({"batch": 1}, {"cu_seqlens": torch.tensor([0, 9], dtype=torch.int32)}),
 }
 
 
 @pytest.mark.parametrize(("case", "options"), VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("backend", NAMES)
-def test_torch_finds_no_fault_with_the_operator(backend, case, options):
-    inputs = Case(length=9, channels=4, groups=2, **case).inputs(torch.float32)
+def test_torch_finds_no_fault_with_the_operator(request, backend, case, options):
+    narrow = request.node.callspec.id.endswith("bf16")
+    dtype = torch.bfloat16 if narrow else torch.float32
+    inputs = Case(length=9, channels=4, groups=2, **case).inputs(dtype)
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     torch.library.opcheck(op.scan, arguments(leaves, backend, **options))
 
