@@ -2,6 +2,9 @@
 
     python -m benchmarks.scan_gpu [--out benchmarks/results/scan_gpu.json]
 
+Start-up: the first forward and backward of a process, torch and its device ready, with an empty
+kernel cache and with a full one.
+
 bf16, N 16, z + D + dt_bias + softplus, on tensors as a Mamba block leaves them: x and z are the
 halves of one projection, B and C slices of another. A = -(1 ... 16), steps log-uniform in
 [1e-3, 0.1] per channel (Mamba's initialisation) with noise of 0.5 before the softplus. `exact`
@@ -15,7 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.kernels.selective_scan import selective_scan
 
@@ -125,6 +132,42 @@ def floors(shape: tuple[int, int, int]) -> dict[str, float]:
     }
 
 
+STARTUP = """
+import time, torch
+from dnassm.kernels.selective_scan import selective_scan
+t = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+x, dt, z, maps = t(1, 4096, 512), t(1, 4096, 512), t(1, 4096, 512), t(1, 4096, 1, 16)
+A = -torch.rand(512, 16, device="cuda")
+(x * 2).sum().backward()
+for _ in range(2):
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    y = selective_scan(x, dt, A, maps, maps, z=z, backend="cuda")
+    y.backward(torch.ones_like(y))
+    torch.cuda.synchronize()
+    print(time.perf_counter() - start)
+"""
+
+
+def startup() -> dict[str, float]:
+    """Seconds of the first and the second forward + backward of a process."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "DNASSM_CACHE_DIR": cache}
+        for state in ("cold", "warm"):
+            done = subprocess.run(
+                [sys.executable, "-c", STARTUP],
+                env=environment,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            first, second = map(float, done.stdout.split())
+            found |= {f"{state}_first_s": first, f"{state}_second_s": second}
+    return found
+
+
 def main() -> None:
     """Measure every shape and write them down."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -138,10 +181,17 @@ def main() -> None:
     for shape in SHAPES:
         row = measure(shape, arguments.backend, arguments.rounds, exact=arguments.exact)
         peer = dict(zip(("peer_forward_ms", "peer_backward_ms"), PEER[shape], strict=True))
-        rows.append({"shape": shape, **row, **peer, **floors(shape)})
+        rows.append({"shape_BDL": shape, **row, **peer, **floors(shape)})
         torch.cuda.empty_cache()
-        print(shape, *(f"{row[key]:.3f}" for key in ("forward_ms", "backward_ms", "extra_gib")))
-    result = {**header, "exact": arguments.exact, "backend": arguments.backend, "results": rows}
+        figures = (f"{row[key]:.3f}" for key in ("forward_ms", "backward_ms", "extra_gib"))
+        print(shape, *figures, file=sys.stderr)
+    result = {
+        **header,
+        "startup": startup(),
+        "exact": arguments.exact,
+        "backend": arguments.backend,
+        "results": rows,
+    }
     if arguments.out is None:
         print(json.dumps(result, indent=2))
     else:

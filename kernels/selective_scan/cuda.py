@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dnassm.errors import BackendError
 from dnassm.kernels import nvrtc
+from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 
 PRIORITY = 40
@@ -25,23 +26,39 @@ SOURCE = Path(__file__).with_name("scan.cu")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 128
 _TILE = 8
-# One exponential in so many goes to the multiply-add units, 0 for none: measured, README section 7.
-_POLY = {"FORWARD": 8, "CHUNK_ENDS": 4, "BACKWARD": 0}
-_THREADS = 128
-"""Of a block of the forward kernels."""
-_BLOCKS = {"FORWARD": 5, "CHUNK_ENDS": 5, "BACKWARD": 1}
-"""Blocks of `_THREADS` per multiprocessor that registers are held down for."""
+_WARPS = {"FORWARD": 16, "CHUNK_ENDS": 16, "BACKWARD": 8}
+"""Warps per multiprocessor that registers are held down for."""
+_RUN = 8
+"""Steps whose states the backward holds in registers."""
 # Steps after which a Mamba at its initialisation has forgotten; only the cut of L follows from it.
 _MEMORY = 10_000
-_SPANS = (96, 64, 48, 32, 16)
+_SPANS = (128, 64, 32, 16)
 # Bytes for dB and dC by channel block; a row that needs more is walked in slabs.
 _WORKSPACE = 256 << 20
 
 _ORDER = (
     *("x", "dt", "z", "B", "C", "A", "skip", "bias", "initial", "resets", "before", "starts", "y"),
     *("last", "marks", "ends", "sums", "dy", "dlast", "dx", "ddt", "dz", "dmaps", "dA", "dskip"),
-    *("dbias", "dinitial", "handed", "length", "channels", "per_group", "groups", "chunk"),
-    *("chunks", "xb", "xt", "dtb", "dtt", "zb", "zt", "Bb", "Bt", "Bg", "Bn", "Cb", "Ct", "Cg"),
+    *("dbias", "dinitial", "handed", "scratch", "length", "channels", "per_group", "groups"),
+    *(
+        "columns",
+        "batches",
+        "chunk",
+        "chunks",
+        "xb",
+        "xt",
+        "dtb",
+        "dtt",
+        "zb",
+        "zt",
+        "Bb",
+        "Bt",
+        "Bg",
+        "Bn",
+        "Cb",
+        "Ct",
+        "Cg",
+    ),
     *("Cn", "yb", "yt", "dyb", "dyt", "marks_b"),
 )
 """The parameters of every kernel of scan.cu but the two small ones."""
@@ -49,11 +66,13 @@ _ORDER = (
 
 def supports(scan: Scan) -> str | None:
     """Why this backend cannot run, or None."""
+    if not scan.x.is_cuda:
+        return Elsewhere(f"needs a CUDA device, got {scan.x.device.type}")
+    if scan.inner != torch.float32:
+        return Elsewhere(f"computes in float32, got x {scan.x.dtype} and A {scan.A.dtype}")
     reason = nvrtc.unavailable(scan.x.device)
     if reason is not None:
         return reason
-    if scan.inner != torch.float32:
-        return f"computes in float32, got x {scan.x.dtype} and A {scan.A.dtype}"
     if scan.A.shape[1] > _MOST_STATES:
         return f"at most {_MOST_STATES} states per channel, got {scan.A.shape[1]}"
     if scan.x.shape[0] > 65535:
@@ -78,9 +97,10 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     last = marks.new_empty(scan.state_shape)
     walk.enter(0, walk.length, y=y, marks=marks)
     walk.give(last=last)
-    walk.cut(_THREADS, _BLOCKS["FORWARD"], pre_pass=0.5)
+    threads = walk.shape.forward_threads
+    walk.cut(threads, 32 * _WARPS["FORWARD"] // threads, pre_pass=1.0)
     walk.start(walk.initial_row, adjoint=False)
-    walk.launch("forward", _THREADS)
+    walk.forward()
     return y.to(scan.x.dtype), _walked(last, scan).to(scan.state_dtype), marks
 
 
@@ -111,7 +131,7 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
         dskip, dbias = marks.new_empty(2, walk.batch, chunks, scan.A.shape[0])
         by_chunk.append((dA, dskip, dbias))
         walk.give(handed=carry, dmaps=dmaps, dA=dA, dskip=dskip, dbias=dbias)
-        walk.launch("backward", shape.threads)
+        walk.backward()
         walk.reduce(dmaps, dB, dC)
     dA, dskip, dbias = (torch.cat(parts, 1).sum((0, 1)) for parts in zip(*by_chunk, strict=True))
     before = dinitial if walk.packed else carry
@@ -155,16 +175,24 @@ class _Shape(NamedTuple):
         return 4 * self.lanes
 
     @property
+    def forward_threads(self) -> int:
+        """Of a block of the forward: fewer where a warp has many channels and fills its memory."""
+        return 32 * min(4, self.lanes)
+
+    @property
     def channels(self) -> int:
         """Channels of a warp."""
         return 128 // self.lanes
 
     def shared(self) -> int:
-        """Bytes of shared memory of `backward`, as laid out there."""
-        inner = (self.span // _TILE - 1) * 16 * self.threads
-        sums = _TILE * self.padded * (1 if self.padded <= self.channels else 2)
-        work = (4 * _TILE + 1) * self.channels + sums
-        return 4 * (inner + self.span * 2 * self.padded + self.threads // 32 * work)
+        """Most bytes of shared memory of `backward`, as laid out there."""
+        tiles = 4 * _TILE * (self.channels + 4) + 4 * _TILE * self.channels
+        work = tiles + self.channels + 2 * _TILE * self.padded
+        return 4 * (self.span * 2 * self.padded + self.threads // 32 * work)
+
+    def scratch(self, blocks: int) -> int:
+        """Floats for the states inside of a span, of so many blocks."""
+        return blocks * (self.threads // 32) * (self.span // _RUN - 1) * 512
 
     @staticmethod
     def of(scan: Scan) -> _Shape:
@@ -177,13 +205,15 @@ def _shape_of(states: int, per_group: int, device: torch.device) -> _Shape:
     lanes = 1 << (-(-states // 4) - 1).bit_length()
     properties: Any = torch.cuda.get_device_properties(device)
     room = properties.shared_memory_per_block_optin
+    warps = -(-per_group * lanes // 128)
     for span in _SPANS:
         for threads in (256, 128, 64, 32):
-            warps_needed = -(-per_group * lanes // 128)
             shape = _Shape(lanes, threads, span, 1)
-            if shape.shared() <= room and (threads <= 32 * warps_needed or threads == 32):
-                resident = min((room + 1024) // (shape.shared() + 1024), 256 // threads)
-                return shape._replace(resident=max(1, resident))
+            if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
+                held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
+                return shape._replace(
+                    resident=max(1, min(held, 32 * _WARPS["BACKWARD"] // threads))
+                )
     raise BackendError(f"selective_scan: {room} bytes of shared memory hold no {states} states")
 
 
@@ -191,7 +221,6 @@ def _shape_of(states: int, per_group: int, device: torch.device) -> _Shape:
 def _kernel(name: str, device: torch.device, options: tuple[tuple[str, int], ...]) -> nvrtc.Kernel:
     macros = dict(options)
     macros[name.upper()] = 1
-    macros["POLY"] = _POLY.get(name.upper(), 0)
     return nvrtc.kernel(SOURCE, name, macros, device)
 
 
@@ -206,7 +235,7 @@ class _Walk:
         self.device = scan.x.device
         shared = (scan.x, scan.dt, scan.B, scan.C) + (() if scan.z is None else (scan.z,))
         self.dtype = functools.reduce(torch.promote_types, (t.dtype for t in shared))
-        self._given: dict[str, int | Tensor | None] = dict.fromkeys(_ORDER, 0)
+        self._given: dict[str, Any] = dict.fromkeys(_ORDER, 0)
         self._keep: list[Tensor] = []
         self._alignment = 0
         self.A = scan.A.float().contiguous()
@@ -228,6 +257,7 @@ class _Walk:
             channels=self.channels,
             per_group=self.channels // self.groups,
             groups=self.groups,
+            batches=self.batch,
         )
         self._resets = _resets(scan) if self.packed else None
 
@@ -292,15 +322,16 @@ class _Walk:
         all steps of a chunk have to be looked at.
         """
         across = self.columns(threads) * self.groups * self.batch
-        slots = resident * torch.cuda.get_device_properties(self.device).multi_processor_count
+        slots = resident * _multiprocessors(self.device)
         spans = -(-self.slab_length // self.shape.span)
         best, chosen = float("inf"), (spans, 1)
         for wanted in range(1, min(spans, max(1, 4 * slots // across), 65535) + 1):
             per_chunk = -(-spans // wanted)
             chunks = -(-spans // per_chunk)
-            waves = max(-(-across * chunks // slots), across * chunks / slots)
+            waves = across * chunks / slots
+            time = per_chunk * math.ceil(waves)
             seen = min(1.0, _MEMORY / (per_chunk * self.shape.span))
-            cost = waves * per_chunk * (1 + (pre_pass * seen if chunks > 1 else 0))
+            cost = time * (1 + pre_pass * seen if chunks > 1 else 1)
             if cost < best * 0.97:
                 best, chosen = cost, (per_chunk, chunks)
         self.chunks = chosen[1]
@@ -312,30 +343,56 @@ class _Walk:
         if self.chunks == 1:
             self.give(starts=first)
             return
-        shape = (self.batch, self.chunks, *self.scan.A.shape)
-        ends, starts = self.A.new_empty((2, *shape))
-        sums = self.A.new_empty(shape[:3])
-        self.give(ends=ends, sums=sums, starts=starts)
-        self._run("chunk_ends", _THREADS, self.chunks - 1, ADJOINT=int(adjoint))
+        chunk, pieces = self._given["chunk"], self._pieces()
+        total = -(-self.slab_length // (chunk // pieces))
+        ends, starts = self.A.new_empty((2, self.batch, total, *self.A.shape))
+        sums = self.A.new_empty(self.batch, total, self.channels)
+        self.give(ends=ends, sums=sums, chunk=chunk // pieces, chunks=total)
+        self._run("chunk_ends", total - 1, ADJOINT=int(adjoint))
         count = self.A.numel()
         _kernel("chunk_fold", self.device, self._options(256)).launch(
             (-(-count // 256), self.batch, 1),
             256,
-            [ends, sums, self.A, first, starts, self.A.shape[1], self.chunks, count, int(adjoint)],
+            [ends, sums, self.A, first, starts, self.A.shape[1], total, count, int(adjoint)],
         )
+        if pieces > 1:
+            entered = torch.arange(self.chunks, device=self.device) * pieces
+            if adjoint:  # a chunk is entered at its end
+                entered = (entered + pieces - 1).clamp_(max=total - 1)
+            starts = starts.index_select(1, entered)
+        self.give(starts=starts, chunk=chunk, chunks=self.chunks)
 
-    def launch(self, name: str, threads: int) -> None:
-        """Run the main pass `name` over all chunks."""
-        self._run(name, threads, self.chunks, ADJOINT=0)
+    def _pieces(self) -> int:
+        """In how many pieces each chunk is looked at first: the backward cuts L in few chunks."""
+        threads = self.shape.forward_threads
+        slots = 32 * _WARPS["CHUNK_ENDS"] // threads * _multiprocessors(self.device)
+        blocks = self.columns(threads) * self.groups * self.batch * self.chunks
+        return 1 if 1.9 * blocks > slots else 2 if 3.8 * blocks > slots else 4
 
-    def _run(self, name: str, threads: int, chunks: int, *, ADJOINT: int) -> None:
-        options = self._options(threads, ADJOINT=ADJOINT, BLOCKS=_BLOCKS[name.upper()])
-        size = 0
-        if name == "backward":
-            size = self.shape.shared()
-        grid = (self.columns(threads) * self.groups, chunks, self.batch)
-        _kernel(name, self.device, options).launch(
-            grid, threads, list(self._given.values()), shared=size
+    def forward(self) -> None:
+        """Run the main pass of the forward over all chunks."""
+        self._run("forward", self.chunks, ADJOINT=0)
+
+    def _run(self, name: str, chunks: int, *, ADJOINT: int) -> None:
+        threads = self.shape.forward_threads
+        columns = self.columns(threads)
+        self.give(columns=columns)
+        blocks = 32 * _WARPS[name.upper()] // threads
+        options = self._options(threads, ADJOINT=ADJOINT, BLOCKS=blocks)
+        grid = (columns * self.groups, chunks, self.batch)
+        _kernel(name, self.device, options).launch(grid, threads, list(self._given.values()))
+
+    def backward(self) -> None:
+        """Run the main pass of the backward: as many blocks as the device holds, taking turns."""
+        shape = self.shape
+        columns = self.columns(shape.threads)
+        items = columns * self.groups * self.chunks * self.batch
+        blocks = min(items, shape.resident * _multiprocessors(self.device))
+        scratch = self.A.new_empty(shape.scratch(blocks))
+        self.give(columns=columns, scratch=scratch)
+        options = self._options(shape.threads, ADJOINT=0, BLOCKS=shape.resident)
+        _kernel("backward", self.device, options).launch(
+            (blocks, 1, 1), shape.threads, list(self._given.values()), shared=shape.shared()
         )
 
     def reduce(self, dmaps: Tensor, dB: Tensor, dC: Tensor) -> None:
@@ -368,6 +425,7 @@ class _Walk:
             "VEC": self._neighbours(),
             "NTH": threads,
             "CK": shape.span,
+            "RUN": _RUN,
             "SOFTPLUS": int(scan.dt_softplus),
             "HAS_Z": int(scan.z is not None),
             "PACKED": int(self.packed),
@@ -384,6 +442,11 @@ class _Walk:
             if aligned and fits:
                 return count
         return 1
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _dense(tensor: Tensor) -> Tensor:

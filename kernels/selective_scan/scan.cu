@@ -11,8 +11,8 @@
 //
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
-// saved states; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early); POLY (one exponential in
-// so many goes to the multiply-add units, 0: none).
+// saved states; RUN steps whose states the backward holds in registers; SOFTPLUS, HAS_Z, PACKED,
+// ADJOINT, EXACT (never stop early).
 
 typedef long long i64;
 typedef unsigned short u16;
@@ -80,8 +80,8 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ sums, const T *__restrict__ dy, const float *__restrict__ dlast,        \
       T *__restrict__ dx, T *__restrict__ ddt, T *__restrict__ dz, float *__restrict__ dmaps,     \
       float *__restrict__ dA, float *__restrict__ dskip, float *__restrict__ dbias,               \
-      float *__restrict__ dinitial, float *__restrict__ handed, i64 length, i64 channels,         \
-      i64 per_group, i64 groups, i64 chunk, i64 chunks, i64 xb, i64 xt, i64 dtb, i64 dtt, i64 zb, \
+      float *__restrict__ dinitial, float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
+      i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, i64 dtb, i64 dtt, i64 zb, \
       i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg, i64 Cn, i64 yb, i64 yt,     \
       i64 dyb, i64 dyt, i64 marks_b
 
@@ -96,30 +96,6 @@ __device__ __forceinline__ float rcp(float v) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
-}
-
-// 2^v on the multiply-add units, which have time to spare while the special-function unit is busy.
-// Degree 5 on [-1/2, 1/2]: relative error 9e-8, that of ex2.approx.
-__device__ __forceinline__ float ex2_fma(float v) {
-  v = fminf(fmaxf(v, -126.f), 128.f);
-  const float shifted = v + 12582912.f;
-  const float f = v - (shifted - 12582912.f);
-  float p = 1.32647147e-3f;
-  p = fmaf(p, f, 9.67151352e-3f);
-  p = fmaf(p, f, 5.55073378e-2f);
-  p = fmaf(p, f, 2.40222421e-1f);
-  p = fmaf(p, f, 6.93146978e-1f);
-  p = fmaf(p, f, 1.f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
-}
-
-// The decay of the k-th of a thread's 16 states.
-__device__ __forceinline__ float decay(int k, float v) {
-#if POLY
-  return k % POLY == POLY - 1 ? ex2_fma(v) : ex2(v);
-#else
-  return ex2(v);
-#endif
 }
 
 // log(1 + e) for 0 <= e <= 1, relative error 1e-7: 2 atanh(e / (2 + e)) as a polynomial. lg2.approx
@@ -188,13 +164,13 @@ struct Place {
   int valid;               // channels of the warp that exist
   i64 group, channel;      // first channel of the warp
 };
-__device__ __forceinline__ Place place(i64 per_group, i64 groups) {
+// `column`: which of the blocks across the channels, `columns` of them to a group.
+__device__ __forceinline__ Place place(i64 column, i64 columns, i64 per_group) {
   Place p;
   p.lane = threadIdx.x & 31, p.warp = threadIdx.x >> 5;
   p.sq = p.lane % SL, p.cl = p.lane / SL;
-  const i64 columns = gridDim.x / groups;
-  p.group = blockIdx.x / columns;
-  const i64 inside = (blockIdx.x % columns * NWARP + p.warp) * WCH;
+  p.group = column / columns;
+  const i64 inside = (column % columns * NWARP + p.warp) * WCH;
   p.valid = (int)max(0ll, min((i64)WCH, per_group - inside));
   p.channel = p.group * per_group + inside;
   return p;
@@ -307,19 +283,77 @@ struct Rows {
   }
 #endif
 };
+// The same tile on its way from memory: every lane fetches what it will read itself, a tile ahead and
+// without holding registers for it.
+struct Staged {
+  Word v[ROUNDS * WORDS][32];
+
+  __device__ __forceinline__ void fetch(const T *from, i64 stride, i64 steps, int valid) {
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+      const Word *p = (const Word *)(from + Rows::row(r) * stride + Rows::column(r));
+      const bool there = Rows::row(r) < steps && Rows::column(r) < valid;
+#pragma unroll
+      for (int w = 0; w < WORDS; w++) {
+        Word *to = &v[r * WORDS + w][threadIdx.x & 31];
+        if constexpr (sizeof(Word) == 2) {
+          *to = there ? p[w] : Word{};
+        } else {
+          const unsigned address = (unsigned)__cvta_generic_to_shared(to);
+          const int bytes = there ? sizeof(Word) : 0;  // the rest is filled with zeros
+          if constexpr (sizeof(Word) == 16)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(p + w), "r"(bytes) : "memory");
+          else
+            asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(address), "l"(p + w), "r"(bytes),
+                         "n"(sizeof(Word)) : "memory");
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ Rows read() const {
+    Rows rows;
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++)
+#pragma unroll
+      for (int w = 0; w < WORDS; w++) rows.v[r][w] = v[r * WORDS + w][threadIdx.x & 31];
+    return rows;
+  }
+};
+__device__ __forceinline__ void end_fetch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void await_fetch() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
 #define EACH_ROUND(r) _Pragma("unroll") for (int r = 0; r < ROUNDS; r++)
 #define EACH_NEIGHBOUR(k) _Pragma("unroll") for (int k = 0; k < VEC; k++)
 
+// The same tile as floats in shared memory. 4 more per row: the rows of a store then hit other banks.
 struct alignas(16) Tile {
-  float v[TB][WCH];
-  __device__ __forceinline__ float &at(int r, int k) { return (&v[0][0])[Rows::at(r) + k]; }
+  float v[TB][WCH + 4];
+
+  __device__ __forceinline__ float *at(int r) { return &v[Rows::row(r)][Rows::column(r)]; }
+  __device__ __forceinline__ void put(int r, const float *all) {
+    if (VEC >= 4) {
+#pragma unroll
+      for (int k = 0; k + 3 < VEC; k += 4)
+        *(float4 *)(at(r) + k) = make_float4(all[k], all[k + 1], all[k + 2], all[k + 3]);
+    } else {
+      EACH_NEIGHBOUR(k) at(r)[k] = all[k];
+    }
+  }
+  __device__ __forceinline__ void get(int r, float *all) {
+    if (VEC >= 4) {
+#pragma unroll
+      for (int k = 0; k + 3 < VEC; k += 4) load4(all + k, at(r) + k);
+    } else {
+      EACH_NEIGHBOUR(k) all[k] = at(r)[k];
+    }
+  }
 };
 
 // Steps of B and C, or of one of them, as floats in shared memory, states permuted.
 template <int KINDS>
 struct Maps {
   static const int TOTAL = TB * KINDS * NPAD, EACH = (TOTAL + NTH - 1) / NTH;
-  float held[EACH];
+  T held[EACH];  // as they lie in memory: widening here would wait for them
 
   __device__ __forceinline__ void load(const T *B, i64 Bt, i64 Bn, const T *C, i64 Ct, i64 Cn, i64 rows) {
 #pragma unroll
@@ -327,14 +361,15 @@ struct Maps {
       const int i = threadIdx.x + j * NTH, row = i / (KINDS * NPAD), n = i % NPAD;
       const bool second = KINDS == 2 && i % (KINDS * NPAD) >= NPAD;
       const bool there = row < rows && n < N && (TOTAL % NTH == 0 || i < TOTAL);
-      held[j] = !there ? 0.f : second ? widen(C[row * Ct + n * Cn]) : widen(B[row * Bt + n * Bn]);
+      held[j] = 0;
+      if (there) held[j] = second ? C[row * Ct + n * Cn] : B[row * Bt + n * Bn];
     }
   }
   __device__ __forceinline__ void store(float *to) const {
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * NTH;
-      if (TOTAL % NTH == 0 || i < TOTAL) to[i / NPAD * NPAD + position(i % NPAD)] = held[j];
+      if (TOTAL % NTH == 0 || i < TOTAL) to[i / NPAD * NPAD + position(i % NPAD)] = widen(held[j]);
     }
   }
 };
@@ -345,6 +380,7 @@ struct alignas(16) Vector {
   __device__ __forceinline__ void load(const float *from, const Place &me) {
     for (int k = me.lane; k < WCH; k += 32) v[k] = from && k < me.valid ? from[me.channel + k] : 0.f;
   }
+  __device__ __forceinline__ float get(int r, int k) const { return v[Rows::column(r) + k]; }
 };
 // 1 for a row of the tile in [from, until), else 0: a factor keeps the prologue free of branches.
 __device__ __forceinline__ float inside(int r, i64 from, i64 until) {
@@ -362,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
   __shared__ __align__(16) float maps_at[2][TB][NPAD];
   __shared__ Tile sizes[NWARP], inflows[NWARP];
   __shared__ Vector shifts[NWARP];
-  const Place me = place(per_group, groups);
+  const Place me = place(blockIdx.x, columns, per_group);
   Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
   Vector &shift = shifts[me.warp];
   shift.load(bias, me);
@@ -382,15 +418,17 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
   bool cut = false;
   Maps<1> maps;
   Rows raw, value, gate;
-  const i64 first = ADJOINT ? begin : begin + (tiles - 1) * TB;
-  maps.load(map + first * mt, mt, mn, map, mt, mn, end - first);
+  const auto fetch = [&](i64 t) {
+    maps.load(map + t * mt, mt, mn, map, mt, mn, end - t);
+    raw.load(pd + t * dtt, dtt, end - t, me.valid);
+    if (ADJOINT) value.load(pg + t * dyt, dyt, end - t, me.valid);
+    if (!ADJOINT) value.load(px + t * xt, xt, end - t, me.valid);
+    if (ADJOINT && HAS_Z) gate.load(pz + t * zt, zt, end - t, me.valid);
+  };
+  fetch(ADJOINT ? begin : begin + (tiles - 1) * TB);
   for (i64 tile = 0; tile < tiles; tile++) {
     const i64 t = ADJOINT ? begin + tile * TB : begin + (tiles - 1 - tile) * TB;
     const i64 next = ADJOINT ? t + TB : t - TB, steps = end - t;
-    raw.load(pd + t * dtt, dtt, steps, me.valid);
-    if (ADJOINT) value.load(pg + t * dyt, dyt, steps, me.valid);
-    if (!ADJOINT) value.load(px + t * xt, xt, steps, me.valid);
-    if (ADJOINT && HAS_Z) gate.load(pz + t * zt, zt, steps, me.valid);
     maps.store(&maps_at[tile & 1][0][0]);
     bool alive[4], any = false;
     EACH4(j) {
@@ -400,7 +438,6 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
       any |= alive[j];
     }
     if (!__syncthreads_or(any)) break;
-    if (tile + 1 < tiles) maps.load(map + next * mt, mt, mn, map, mt, mn, end - next);
 
     // In a packed row a chunk hands on only what belongs to the sequence at its border.
     int from = 0, until = TB;
@@ -412,33 +449,30 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
 #endif
     EACH_ROUND(r) {
       const float there = inside(r, from, min((i64)until, steps));
+      float d[VEC], v[VEC];
       EACH_NEIGHBOUR(k) {
-        const float d = there * step_size(raw.get(r, k) + shift.v[Rows::column(r) + k]);
-        float v = value.get(r, k) * (ADJOINT ? there : d);
-        if (ADJOINT && HAS_Z) v *= gate.get(r, k) * sigmoid(gate.get(r, k));
-        size.at(r, k) = d, inflow.at(r, k) = v;
+        d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
+        v[k] = value.get(r, k) * (ADJOINT ? there : d[k]);
+        if (ADJOINT && HAS_Z) v[k] *= gate.get(r, k) * sigmoid(gate.get(r, k));
       }
+      size.put(r, d), inflow.put(r, v);
     }
+    if (tile + 1 < tiles) fetch(next);
     __syncwarp();
-    float weight[TB][4];
 #pragma unroll
     for (int k = 0; k < TB; k++) {
       const int i = ADJOINT ? k : TB - 1 - k;
-      float d[4];
+      float d[4], v[4], m[4], weight[4];
       load4(d, &size.v[i][4 * me.cl]);
+      load4(v, &inflow.v[i][4 * me.cl]);
+      load4(m, &maps_at[tile & 1][i][4 * me.sq]);
       EACH4(q) {
-        weight[i][q] = ADJOINT ? s[q] + d[q] : s[q];
+        weight[q] = ADJOINT ? s[q] + d[q] : s[q];
         s[q] += d[q];
       }
-    }
-    EACH4(j) {
-      if (!alive[j]) continue;
-#pragma unroll
-      for (int i = 0; i < TB; i++) {
-        float v[4];
-        load4(v, &inflow.v[i][4 * me.cl]);
-        const float m = maps_at[tile & 1][i][4 * me.sq + j];
-        EACH4(q) sum[q][j] = fmaf(decay(q, weight[i][q] * a[q][j]), v[q] * m, sum[q][j]);
+      EACH4(j) {
+        if (!alive[j]) continue;
+        EACH4(q) sum[q][j] = fmaf(ex2(weight[q] * a[q][j]), v[q] * m[j], sum[q][j]);
       }
     }
     __syncwarp();
@@ -490,7 +524,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   __shared__ __align__(16) float maps_at[2][TB][ROW];
   __shared__ Tile sizes[NWARP], inflows[NWARP];
   __shared__ Vector shifts[NWARP], skips[NWARP];
-  const Place me = place(per_group, groups);
+  const Place me = place(blockIdx.x, columns, per_group);
   Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
   Vector &shift = shifts[me.warp], &through = skips[me.warp];
   shift.load(bias, me), through.load(skip, me);
@@ -515,23 +549,21 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   raw.load(pd, dtt, end - begin, me.valid);
   next_u.load(px, xt, end - begin, me.valid);
   if (HAS_Z) next_gate.load(pz, zt, end - begin, me.valid);
-  int buffer = 0, since_mark = 0;
-  i64 mark_index = begin / CK;
+  int buffer = 0;
   for (i64 t = begin; t < end; t += TB) {
     const i64 steps = end - t;
     maps.store(&maps_at[buffer][0][0]);
-    if (marks && since_mark == 0) {
-      if (me.valid > 0) store_mark(mark(marks, batch, mark_index, per_group, groups, me, marks_b), h, 32);
-      mark_index++;
-    }
-    since_mark = since_mark + TB == CK ? 0 : since_mark + TB;
+    if (marks && t % CK == 0 && me.valid > 0)
+      store_mark(mark(marks, batch, t / CK, per_group, groups, me, marks_b), h, 32);
     u = next_u, gate = next_gate;
     EACH_ROUND(r) {
       const float there = inside(r, 0, steps);
+      float d[VEC], in[VEC];
       EACH_NEIGHBOUR(k) {
-        const float d = there * step_size(raw.get(r, k) + shift.v[Rows::column(r) + k]);
-        size.at(r, k) = d, inflow.at(r, k) = d * u.get(r, k);
+        d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
+        in[k] = d[k] * u.get(r, k);
       }
+      size.put(r, d), inflow.put(r, in);
     }
     pB += TB * Bt, pC += TB * Ct, pd += TB * dtt, px += TB * xt, pz += TB * zt;
     __syncthreads();
@@ -559,7 +591,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
       load4(b, &maps_at[buffer][i][4 * me.sq]);
       load4(m, &maps_at[buffer][i][NPAD + 4 * me.sq]);
       EACH4(q) EACH4(j) {
-        h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+        h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in[q] * b[j]);
         out[q] = fmaf(h[q][j], m[j], out[q]);
       }
       sum4<1, SL>(out);
@@ -571,8 +603,9 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     __syncwarp();
     EACH_ROUND(r) {
       float result[VEC];
+      inflow.get(r, result);
       EACH_NEIGHBOUR(k) {
-        result[k] = fmaf(through.v[Rows::column(r) + k], u.get(r, k), inflow.at(r, k));
+        result[k] = fmaf(through.get(r, k), u.get(r, k), result[k]);
         if (HAS_Z) result[k] *= gate.get(r, k) * sigmoid(gate.get(r, k));
       }
       u.set(r, result);
@@ -592,254 +625,281 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
 #elif defined(BACKWARD)
 // ---------------------------------------------------------------- backward
 
-#define SUBS (CK / TB)  // tiles of a segment, the span between two marks
-#define SUMS_FIT (NPAD <= WCH)
+// RUN steps are a run: their states are held in registers, the state before each goes to `scratch`.
+#define RUNS (TB / RUN)  // of a tile
 
-// One warp's share of shared memory in the second phase.
+// A warp's share of shared memory.
 struct Work {
-  Tile size, value, grad, slope;  // d; u, then dx; dy; dz per unit of y, then dB
+  Tile size, value, grad, slope;   // d, then its gradient; u, then dx; dy; dz
+  Staged step, input, grad_y, gate;
+  float sum_B[TB][NPAD], sum_C[TB][NPAD];
   Vector shift;
-  float sum_C[TB][NPAD];
-#if !SUMS_FIT
-  float sum_B[TB][NPAD];
-#endif
-  __device__ __forceinline__ float *dB() {
-#if SUMS_FIT
-    return &slope.v[0][0];
-#else
-    return &sum_B[0][0];
-#endif
-  }
 };
 
+// How many sequences of a tile start before its run `run`.
+__device__ __forceinline__ int earlier(int flags, int run) { return __popc(flags & ((1 << run * RUN) - 1)); }
+
+// d and u, or d and d u, of a tile of the warp.
+__device__ __forceinline__ void prepare(Work &work, i64 steps, bool inflow) {
+  await_fetch();
+  const Rows raw = work.step.read(), u = work.input.read();
+  EACH_ROUND(r) {
+    const float there = inside(r, 0, steps);
+    float d[VEC], v[VEC];
+    EACH_NEIGHBOUR(k) {
+      d[k] = there * step_size(raw.get(r, k) + work.shift.get(r, k));
+      v[k] = inflow ? d[k] * u.get(r, k) : u.get(r, k);
+    }
+    work.size.put(r, d), work.value.put(r, v);
+  }
+}
+
+// Blocks take (channels, chunk, row) by turns, so that the scratch is as large as the device, not the problem.
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
   extern __shared__ __align__(16) float memory[];
-  float4 *inner = (float4 *)memory;                  // states before the tiles of a segment
-  float *maps_at = memory + (SUBS - 1) * 16 * NTH;   // B and C of a segment
-  Work *works = (Work *)(maps_at + CK * ROW);
-  const Place me = place(per_group, groups);
-  Work &work = works[me.warp];
-  const i64 batch = blockIdx.z, c = blockIdx.y;
-  const i64 begin = c * chunk, end = min(begin + chunk, length);
+  float *maps_at = memory;  // B and C of a segment
+  Work *works = (Work *)(memory + CK * ROW);
+  Work &work = works[threadIdx.x >> 5];
+  float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (CK / RUN - 1) * 128 + (threadIdx.x & 31);
 
-  States a, carry, grad_a;
-  load_rates(a, A, me);
-  load_states(carry, starts ? starts + (batch * chunks + c) * channels * N : starts, me);
-  work.shift.load(bias, me);
-  EACH4(q) EACH4(j) grad_a[q][j] = 0.f;
-  const int mine = 4 * me.cl + owned<1, SL>();  // the first channel whose sums over states are here
-  float through[OWN_CHANNELS], grad_skip[OWN_CHANNELS], grad_bias[OWN_CHANNELS];
-#pragma unroll
-  for (int q = 0; q < OWN_CHANNELS; q++) {
-    through[q] = skip && mine + q < me.valid ? skip[me.channel + mine + q] : 0.f;
-    grad_skip[q] = grad_bias[q] = 0.f;
-  }
-  const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
-  const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
-  T *pdx = dx + batch * yb + me.channel, *pddt = ddt + batch * yb + me.channel, *pdz = dz + batch * yb + me.channel;
+  for (i64 item = blockIdx.x; item < columns * groups * chunks * batches; item += gridDim.x) {
+    const i64 column = item % (columns * groups), c = item / (columns * groups) % chunks;
+    const i64 batch = item / (columns * groups) / chunks;
+    const Place me = place(column, columns, per_group);
+    const i64 begin = c * chunk, end = min(begin + chunk, length);
 
-  const i64 segments = (end - begin + CK - 1) / CK;
-  for (i64 segment = segments - 1; segment >= 0; segment--) {
-    const i64 t0 = begin + segment * CK;
-    const int tiles = (int)min((i64)SUBS, (end - t0 + TB - 1) / TB);
-    for (int row = 0; row < tiles * TB; row += TB) {
-      Maps<2> maps;
-      maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
-                C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
-      maps.store(maps_at + row * ROW);
-    }
-    const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
-    States h;
-    EACH4(q) EACH4(j) h[q][j] = 0.f;
-    if (me.valid > 0) load_mark(h, saved, 32);
+    States a, carry, grad_a;
+    load_rates(a, A, me);
+    load_states(carry, starts ? starts + (batch * chunks + c) * channels * N : starts, me);
     __syncthreads();
+    work.shift.load(bias, me);
+    __syncwarp();
+    EACH4(q) EACH4(j) grad_a[q][j] = 0.f;
+    const int mine = 4 * me.cl + owned<1, SL>();  // the first channel whose sums over states end up here
+    float through[OWN_CHANNELS], grad_skip[OWN_CHANNELS], grad_bias[OWN_CHANNELS];
+#pragma unroll
+    for (int q = 0; q < OWN_CHANNELS; q++) {
+      through[q] = skip && mine + q < me.valid ? skip[me.channel + mine + q] : 0.f;
+      grad_skip[q] = grad_bias[q] = 0.f;
+    }
+    const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
+    const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
+    const i64 out = batch * yb + me.channel;
 
-    // Phase 1: the state before every tile of the segment but the first.
-#pragma unroll 1
-    for (int tile = 0; tile < tiles - 1; tile++) {
-      const i64 t = t0 + tile * TB;
-      Rows raw, u;
-      raw.load(pd + t * dtt, dtt, TB, me.valid);
-      u.load(px + t * xt, xt, TB, me.valid);
-      EACH_ROUND(r) EACH_NEIGHBOUR(k) {
-        const float d = step_size(raw.get(r, k) + work.shift.v[Rows::column(r) + k]);
-        work.size.at(r, k) = d, work.value.at(r, k) = d * u.get(r, k);
+    for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
+      const i64 t0 = begin + segment * CK;
+      const int tiles = (int)min((i64)(CK / TB), (end - t0 + TB - 1) / TB);
+      for (int row = 0; row < tiles * TB; row += TB) {
+        Maps<2> maps;
+        maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
+                  C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
+        maps.store(maps_at + row * ROW);
       }
-      __syncwarp();
+      const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
+      States h;
+      EACH4(q) EACH4(j) h[q][j] = 0.f;
+      if (me.valid > 0) load_mark(h, saved, 32);
+      __syncthreads();
+
+      // Phase 1: the state before every run but the first.
+      const auto fetch = [&](i64 t, bool all) {
+        work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
+        work.input.fetch(px + t * xt, xt, end - t, me.valid);
+        if (all) work.grad_y.fetch(pg + t * dyt, dyt, end - t, me.valid);
+        if (all && HAS_Z) work.gate.fetch(pz + t * zt, zt, end - t, me.valid);
+        end_fetch();
+      };
+      fetch(t0, tiles == 1);
+#pragma unroll 1
+      for (int run = 0; run < RUNS * tiles - 1; run++) {
+        const i64 t = t0 + run / RUNS * TB;
+        if (run % RUNS == 0) {
+          __syncwarp();
+          prepare(work, end - t, true);
+          __syncwarp();
+          const int next = min(run / RUNS + 1, tiles - 1);
+          fetch(t0 + next * TB, next == tiles - 1);
+        }
 #if PACKED
-      const int flags = resets[t / TB];
-      i64 sequence = before[t / TB];
+        const int flags = resets[t / TB] >> run % RUNS * RUN;
+        i64 sequence = before[t / TB] + earlier(resets[t / TB], run % RUNS);
 #endif
 #pragma unroll
-      for (int i = 0; i < TB; i++) {
+        for (int k = 0; k < RUN; k++) {
+          const int i = run % RUNS * RUN + k;
 #if PACKED
-        if (flags >> i & 1) {
-          sequence++;
-          load_states(h, initial ? initial + sequence * channels * N : initial, me);
-        }
+          if (flags >> k & 1) {
+            sequence++;
+            load_states(h, initial ? initial + sequence * channels * N : initial, me);
+          }
 #endif
-        float d[4], in[4], b[4];
-        load4(d, &work.size.v[i][4 * me.cl]);
-        load4(in, &work.value.v[i][4 * me.cl]);
-        load4(b, maps_at + (tile * TB + i) * ROW + 4 * me.sq);
-        EACH4(q) EACH4(j) h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+          float d[4], in[4], b[4];
+          load4(d, &work.size.v[i][4 * me.cl]);
+          load4(in, &work.value.v[i][4 * me.cl]);
+          load4(b, maps_at + (run * RUN + k) * ROW + 4 * me.sq);
+          EACH4(q) EACH4(j) h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+        }
+        store_mark(inner + run * 128, h, 32);
       }
-      store_mark(inner + tile * 4 * NTH + threadIdx.x, h, NTH);
-      __syncwarp();
-    }
 
-    // Phase 2: tiles in reverse; the states of a tile in registers, then its adjoint.
+      // Phase 2: runs in reverse; their states in registers, then the adjoint.
+      if (RUNS * tiles > 1) load_mark(h, inner + (RUNS * tiles - 2) * 128, 32);
+      if (RUNS * tiles == 1 && me.valid > 0) load_mark(h, saved, 32);
 #pragma unroll 1
-    for (int tile = tiles - 1; tile >= 0; tile--) {
-      const i64 t = t0 + tile * TB, steps = end - t;
-      const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
-      if (tile < tiles - 1 && tile > 0) load_mark(h, inner + (tile - 1) * 4 * NTH + threadIdx.x, NTH);
-      if (tile < tiles - 1 && tile == 0 && me.valid > 0) load_mark(h, saved, 32);
-      {
-        Rows raw, u, got, gate;
-        raw.load(pd + t * dtt, dtt, steps, me.valid);
-        u.load(px + t * xt, xt, steps, me.valid);
-        got.load(pg + t * dyt, dyt, steps, me.valid);
-        if (HAS_Z) gate.load(pz + t * zt, zt, steps, me.valid);
-        EACH_ROUND(r) {
-          const float there = inside(r, 0, steps);
-          EACH_NEIGHBOUR(k) {
-            work.size.at(r, k) = there * step_size(raw.get(r, k) + work.shift.v[Rows::column(r) + k]);
-            work.value.at(r, k) = u.get(r, k);
-            float g = got.get(r, k);
-            if (HAS_Z) {
-              const float v = gate.get(r, k), open = sigmoid(v);
-              work.slope.at(r, k) = g * open * fmaf(v, 1.f - open, 1.f);
-              g *= v * open;
+      for (int tile = tiles - 1; tile >= 0; tile--) {
+        const i64 t = t0 + tile * TB, steps = end - t;
+        __syncwarp();
+        prepare(work, steps, false);
+        {
+          const Rows got = work.grad_y.read(), gate = work.gate.read();
+          EACH_ROUND(r) {
+            float g[VEC], slope[VEC];
+            EACH_NEIGHBOUR(k) {
+              g[k] = got.get(r, k);
+              if (HAS_Z) {
+                const float v = gate.get(r, k), open = sigmoid(v);
+                slope[k] = g[k] * open * fmaf(v, 1.f - open, 1.f);
+                g[k] *= v * open;
+              }
             }
-            work.grad.at(r, k) = g;
+            work.grad.put(r, g);
+            if (HAS_Z) work.slope.put(r, slope);
           }
         }
         __syncwarp();
-      }
+        if (tile) fetch(t - TB, true);
+#pragma unroll 1
+        for (int run = RUNS - 1; run >= 0; run--) {
+          const int group = RUNS * tile + run;
+          const float *rows = maps_at + group * RUN * ROW + 4 * me.sq;
 #if PACKED
-      const int flags = resets[t / TB];
-      i64 sequence = before[t / TB];
+          const int flags = resets[t / TB] >> run * RUN;
+          i64 sequence = before[t / TB] + earlier(resets[t / TB], run);
 #endif
-      States past[TB];  // past[i]: before step i
+          States past[RUN];  // past[k]: before step k
 #pragma unroll
-      for (int i = 0; i < TB; i++) {
+          for (int k = 0; k < RUN; k++) {
+            const int i = run * RUN + k;
 #if PACKED
-        if (flags >> i & 1) {
-          sequence++;
-          load_states(h, initial ? initial + sequence * channels * N : initial, me);
-        }
+            if (flags >> k & 1) {
+              sequence++;
+              load_states(h, initial ? initial + sequence * channels * N : initial, me);
+            }
 #endif
-        float d[4], u[4], g[4], b[4], m[4], out[4] = {0.f, 0.f, 0.f, 0.f}, grad_C[4] = {0.f, 0.f, 0.f, 0.f};
-        load4(d, &work.size.v[i][4 * me.cl]);
-        load4(u, &work.value.v[i][4 * me.cl]);
-        load4(g, &work.grad.v[i][4 * me.cl]);
-        load4(b, rows + i * ROW);
-        if (HAS_Z) load4(m, rows + i * ROW + NPAD);
-        EACH4(q) {
-          const float in = d[q] * u[q];
-          EACH4(j) {
-            past[i][q][j] = h[q][j];
-            h[q][j] = fmaf(decay(4 * q + j, d[q] * a[q][j]), h[q][j], in * b[j]);
-            if (HAS_Z) out[q] = fmaf(h[q][j], m[j], out[q]);
-            grad_C[j] = fmaf(g[q], h[q][j], grad_C[j]);
+            float d[4], u[4], g[4], b[4], m[4], y_core[4] = {0.f, 0.f, 0.f, 0.f}, grad_C[4] = {0.f, 0.f, 0.f, 0.f};
+            load4(d, &work.size.v[i][4 * me.cl]);
+            load4(u, &work.value.v[i][4 * me.cl]);
+            load4(g, &work.grad.v[i][4 * me.cl]);
+            load4(b, rows + k * ROW);
+            if (HAS_Z) load4(m, rows + k * ROW + NPAD);
+            EACH4(q) {
+              const float in = d[q] * u[q];
+              EACH4(j) {
+                past[k][q][j] = h[q][j];
+                h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in * b[j]);
+                if (HAS_Z) y_core[q] = fmaf(h[q][j], m[j], y_core[q]);
+                grad_C[j] = fmaf(g[q], h[q][j], grad_C[j]);
+              }
+            }
+            sum4<SL, CL>(grad_C);
+#pragma unroll
+            for (int j = 0; j < OWN_STATES; j++)
+              if (me.cl < 4) work.sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[j];
+            if (HAS_Z) {
+              sum4<1, SL>(y_core);
+#pragma unroll
+              for (int q = 0; q < OWN_CHANNELS; q++)
+                if (me.sq < 4) work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], y_core[q]);
+            }
+          }
+          // The state for the next run, fetched while this one is differentiated.
+          if (group > 1) load_mark(h, inner + (group - 2) * 128, 32);
+          if (group == 1 && me.valid > 0) load_mark(h, saved, 32);
+#pragma unroll
+          for (int k = RUN - 1; k >= 0; k--) {
+            const int i = run * RUN + k;
+            float d[4], u[4], g[4], b[4], m[4], grad_B[4] = {0.f, 0.f, 0.f, 0.f};
+            float by_decay[4] = {0.f, 0.f, 0.f, 0.f}, by_inflow[4] = {0.f, 0.f, 0.f, 0.f};
+            load4(d, &work.size.v[i][4 * me.cl]);
+            load4(u, &work.value.v[i][4 * me.cl]);
+            load4(g, &work.grad.v[i][4 * me.cl]);
+            load4(b, rows + k * ROW);
+            load4(m, rows + k * ROW + NPAD);
+            EACH4(q) {
+              const float in = d[q] * u[q];
+              EACH4(j) {
+                const float adjoint = fmaf(g[q], m[j], carry[q][j]);
+                carry[q][j] = ex2(d[q] * a[q][j]) * adjoint;
+                const float w = carry[q][j] * past[k][q][j];
+                by_decay[q] = fmaf(w, a[q][j], by_decay[q]);
+                grad_a[q][j] = fmaf(w, d[q], grad_a[q][j]);
+                by_inflow[q] = fmaf(adjoint, b[j], by_inflow[q]);
+                grad_B[j] = fmaf(adjoint, in, grad_B[j]);
+              }
+            }
+            sum4<SL, CL>(grad_B);
+#pragma unroll
+            for (int j = 0; j < OWN_STATES; j++)
+              if (me.cl < 4) work.sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[j];
+            sum4<1, SL>(by_decay);
+            sum4<1, SL>(by_inflow);
+            if (SL == 1) __syncwarp();
+#pragma unroll
+            for (int q = 0; q < OWN_CHANNELS; q++) {
+              const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
+              const float grad = work.grad.v[i][mine + q];
+              const float slope = fmaf(by_decay[q], LN2, by_inflow[q] * value) * step_slope(size);
+              if (SL > 4) __syncwarp();
+              if (me.sq < 4) {
+                work.size.v[i][mine + q] = slope;
+                work.value.v[i][mine + q] = fmaf(by_inflow[q], size, through[q] * grad);
+              }
+              grad_skip[q] = fmaf(grad, value, grad_skip[q]);
+              if (i < steps) grad_bias[q] += slope;
+            }
+#if PACKED
+            if (flags >> k & 1) {
+              if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
+              sequence--;
+              load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
+            }
+#endif
           }
         }
-        sum4<SL, CL>(grad_C);
-#pragma unroll
-        for (int j = 0; j < OWN_STATES; j++)
-          if (me.cl < 4) work.sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[j];
-        if (HAS_Z) {
-          sum4<1, SL>(out);
-#pragma unroll
-          for (int q = 0; q < OWN_CHANNELS; q++)
-            if (me.sq < 4) work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], out[q]);
-        }
-      }
-      __syncwarp();
-      if (HAS_Z) {
-        Rows result;
-        EACH_ROUND(r) result.set(r, &work.slope.at(r, 0));
-        result.store(pdz + t * yt, yt, steps, me.valid);
         __syncwarp();
-      }
-#pragma unroll
-      for (int i = TB - 1; i >= 0; i--) {
-        float d[4], u[4], g[4], b[4], m[4];
-        float by_decay[4] = {0.f, 0.f, 0.f, 0.f}, by_inflow[4] = {0.f, 0.f, 0.f, 0.f}, grad_B[4] = {0.f, 0.f, 0.f, 0.f};
-        load4(d, &work.size.v[i][4 * me.cl]);
-        load4(u, &work.value.v[i][4 * me.cl]);
-        load4(g, &work.grad.v[i][4 * me.cl]);
-        load4(b, rows + i * ROW);
-        load4(m, rows + i * ROW + NPAD);
-        EACH4(q) {
-          const float in = d[q] * u[q];
-          EACH4(j) {
-            const float adjoint = fmaf(g[q], m[j], carry[q][j]);
-            carry[q][j] = decay(4 * q + j, d[q] * a[q][j]) * adjoint;
-            const float w = carry[q][j] * past[i][q][j];
-            by_decay[q] = fmaf(w, a[q][j], by_decay[q]);
-            grad_a[q][j] = fmaf(w, d[q], grad_a[q][j]);
-            by_inflow[q] = fmaf(adjoint, b[j], by_inflow[q]);
-            grad_B[j] = fmaf(adjoint, in, grad_B[j]);
+        {
+          Rows result;
+          EACH_ROUND(r) result.set(r, work.value.at(r));
+          result.store(dx + out + t * yt, yt, steps, me.valid);
+          EACH_ROUND(r) result.set(r, work.size.at(r));
+          result.store(ddt + out + t * yt, yt, steps, me.valid);
+          if (HAS_Z) {
+            EACH_ROUND(r) result.set(r, work.slope.at(r));
+            result.store(dz + out + t * yt, yt, steps, me.valid);
           }
         }
-        sum4<SL, CL>(grad_B);
+        __syncthreads();
+        float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
+        for (int k = threadIdx.x; k < min((i64)TB, steps) * ROW; k += NTH) {
+          const int row = k / ROW, n = k % NPAD;
+          float v = 0.f;
 #pragma unroll
-        for (int j = 0; j < OWN_STATES; j++)
-          if (me.cl < 4) work.dB()[i * NPAD + 4 * me.sq + owned<SL, CL>() + j] = grad_B[j];
-        sum4<1, SL>(by_decay);
-        sum4<1, SL>(by_inflow);
-        if (SL == 1) __syncwarp();
-#pragma unroll
-        for (int q = 0; q < OWN_CHANNELS; q++) {
-          const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
-          const float grad = work.grad.v[i][mine + q];
-          const float slope = fmaf(by_decay[q], LN2, by_inflow[q] * value) * step_slope(size);
-          if (SL > 4) __syncwarp();
-          if (me.sq < 4) {
-            work.size.v[i][mine + q] = slope;
-            work.value.v[i][mine + q] = fmaf(by_inflow[q], size, through[q] * grad);
-          }
-          grad_skip[q] = fmaf(grad, value, grad_skip[q]);
-          if (i < steps) grad_bias[q] += slope;
+          for (int w = 0; w < NWARP; w++) v += k % ROW < NPAD ? works[w].sum_B[row][n] : works[w].sum_C[row][n];
+          to[k] = v;
         }
-#if PACKED
-        if (flags >> i & 1) {
-          if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
-          sequence--;
-          load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
-        }
-#endif
+        __syncthreads();
       }
-      __syncwarp();
-      {
-        Rows first, second;
-        EACH_ROUND(r) first.set(r, &work.value.at(r, 0)), second.set(r, &work.size.at(r, 0));
-        first.store(pdx + t * yt, yt, steps, me.valid);
-        second.store(pddt + t * yt, yt, steps, me.valid);
-      }
-      __syncthreads();
-      float *to = dmaps + ((blockIdx.x * (i64)gridDim.z + batch) * length + t) * ROW;
-      for (int k = threadIdx.x; k < min((i64)TB, steps) * ROW; k += NTH) {
-        const int row = k / ROW, n = k % NPAD;
-        float v = 0.f;
-#pragma unroll
-        for (int w = 0; w < NWARP; w++) v += k % ROW < NPAD ? works[w].dB()[row * NPAD + n] : works[w].sum_C[row][n];
-        to[k] = v;
-      }
-      __syncthreads();
     }
+    const i64 at = (batch * chunks + c) * channels;
+    store_states(dA + at * N, grad_a, me);
+#pragma unroll
+    for (int q = 0; q < OWN_CHANNELS; q++)
+      if (me.sq < 4 && mine + q < me.valid) {
+        dskip[at + me.channel + mine + q] = grad_skip[q];
+        dbias[at + me.channel + mine + q] = grad_bias[q];
+      }
+    if (c == 0) store_states(handed + batch * channels * N, carry, me);
   }
-  const i64 at = (batch * chunks + c) * channels;
-  store_states(dA + at * N, grad_a, me);
-#pragma unroll
-  for (int q = 0; q < OWN_CHANNELS; q++)
-    if (me.sq < 4 && mine + q < me.valid) {
-      dskip[at + me.channel + mine + q] = grad_skip[q];
-      dbias[at + me.channel + mine + q] = grad_bias[q];
-    }
-  if (c == 0) store_states(handed + batch * channels * N, carry, me);
 }
 
 #elif defined(REDUCE_MAPS)

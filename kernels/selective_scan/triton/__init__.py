@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 
 PRIORITY = 20
@@ -43,14 +44,14 @@ def supports(scan: Scan) -> str | None:
     for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state"):
         tensor = getattr(scan, name)
         if tensor is not None and tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype}, it takes float32, bfloat16 and float16"
+            return Elsewhere(f"{name} is {tensor.dtype}, it takes float32, bfloat16 and float16")
     if not _installed():
         return "triton is not installed"
     device = scan.x.device
     if device.type == "cpu":
-        return None if _interpreted() else "the tensors are on the CPU, it needs a GPU"
+        return None if _interpreted() else Elsewhere("the tensors are on the CPU, it needs a GPU")
     if device.type not in ("cuda", "xpu"):
-        return f"the tensors are on {device.type}, it needs a GPU"
+        return Elsewhere(f"the tensors are on {device.type}, it needs a GPU")
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
