@@ -51,5 +51,9 @@ class BackendError(DnassmError, RuntimeError):
     """A kernel backend was asked for by name and cannot run here."""
 
 
+class CheckError(DnassmError):
+    """Something that `dnassm doctor` checked does not hold."""
+
+
 class Interrupted(DnassmError):
     """The user stopped a long job; what was done so far is kept. Exit code 130."""
