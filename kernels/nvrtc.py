@@ -42,9 +42,12 @@ def unavailable(device: torch.device) -> str | None:
         return f"needs a CUDA device, got {device.type}"
     if torch.version.cuda is None:
         return "needs an NVIDIA GPU (this torch is built for ROCm)"
-    for package in ("cuda.core", "cuda.bindings"):
+    # Both come with dnassm and the CUDA build of torch on Linux.
+    major = torch.version.cuda.partition(".")[0]
+    packages = {"cuda.core": "cuda-core>=1.2", "cuda.bindings": f"cuda-bindings=={major}.*"}
+    for package, requirement in packages.items():
         if not _installed(package):
-            return f"{package} is not installed: pip install 'dnassm[cuda]'"
+            return f"{package} is not installed: pip install '{requirement}'"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST:
         return f"needs compute capability {_OLDEST[0]}.{_OLDEST[1]}, the GPU has {capability}"

@@ -1,0 +1,169 @@
+"""The CUDA source of the scan without a GPU: NVRTC compiles what cuda.py would launch.
+
+Which kernels, macros and launches there are is asked of cuda.py itself, on CPU tensors and with the
+properties of a GPU that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+
+import pytest
+import torch
+
+from dnassm.kernels import nvrtc
+from dnassm.kernels.selective_scan import cuda
+from dnassm.kernels.selective_scan.arguments import Gradients, Scan
+from dnassm.kernels.selective_scan.cases import Case
+
+# Shared memory of a block and of a multiprocessor, and multiprocessors: A100, L4, H100, B200.
+DEVICES = {
+    "sm_80": (166912, 167936, 108),
+    "sm_89": (101376, 102400, 58),
+    "sm_90": (232448, 233472, 132),
+    "sm_100": (232448, 233472, 148),
+}
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+LONG = Case(batch=1, length=4096, channels=64, states=16)
+
+
+def scan(case: Case = LONG, dtype=BF16, *, packed=False, without=(), **options) -> Scan:
+    """One call; `packed` makes two sequences, `without` leaves arguments out."""
+    inputs = case.inputs(dtype)
+    edges = None
+    if packed:
+        edges = torch.tensor([0, case.length // 2, case.length], dtype=torch.int32)
+        inputs["initial_state"] = inputs["initial_state"].expand(2, -1, -1)
+    given = {n: None if n in without else inputs.get(n) for n in Gradients._fields}
+    flags = {"dt_softplus": "dt_bias" in inputs, "reverse": False, "exact": False, **options}
+    return Scan(**given, cu_seqlens=edges, **flags)
+
+
+def sized(**sizes) -> Case:
+    return Case(batch=1, **{"length": 4096, "channels": 64, "states": 16, **sizes})
+
+
+SCANS = {
+    "bf16": lambda: scan(),
+    "fp32": lambda: scan(dtype=FP32),
+    "exact, fp16": lambda: scan(dtype=FP16, exact=True),
+    "packed": lambda: scan(packed=True),
+    "packed, reverse, fp32": lambda: scan(dtype=FP32, packed=True, reverse=True),
+    "bare, fp32": lambda: scan(sized(bare=True), FP32),
+    "N 1, no z": lambda: scan(sized(states=1), without=("z",)),
+    "N 1, fp32": lambda: scan(sized(states=1), FP32),
+    "N 100, packed, fp16": lambda: scan(sized(states=100), FP16, packed=True),
+    "N 128, fp32": lambda: scan(sized(states=128), FP32),
+    "odd channels": lambda: scan(sized(channels=33)),
+    "odd channels, fp32": lambda: scan(sized(channels=33), FP32),
+    "wide": lambda: scan(sized(channels=1024)),
+    "short": lambda: scan(sized(length=3)),
+}
+FEW = ("bf16", "packed, reverse, fp32", "N 100, packed, fp16")
+COMPILED = [
+    *(("sm_90", name) for name in (*FEW, "exact, fp16", "bare, fp32", "N 1, no z", "odd channels")),
+    *(("sm_80", name) for name in FEW),
+    *(("sm_100", name) for name in FEW),
+    ("sm_89", "N 128, fp32"),
+]
+PLANNED = [(arch, name) for arch in DEVICES for name in SCANS]
+
+
+class Recorded:
+    """Stands in for a `nvrtc.Kernel`: it remembers how it is launched and computes nothing."""
+
+    def __init__(self, name, macros) -> None:
+        self.name, self.macros = name, macros
+        self.launches = []
+
+    def launch(self, grid, block, arguments, *, shared=0) -> None:
+        self.launches.append((grid, block, len(arguments), shared))
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Plan a call for a GPU: (arch, scan) -> every kernel that forward and backward launch."""
+
+    def plan(arch: str, call: Scan) -> list[Recorded]:
+        block, processor, count = DEVICES[arch]
+        gpu = types.SimpleNamespace(
+            shared_memory_per_block_optin=block,
+            shared_memory_per_multiprocessor=processor,
+            multi_processor_count=count,
+        )
+        found: dict[str, Recorded] = {}
+
+        def kernel(source, name, macros, device):
+            assert source == cuda.SOURCE
+            return found.setdefault(f"{name} {sorted(macros.items())}", Recorded(name, macros))
+
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+        monkeypatch.setattr(nvrtc, "kernel", kernel)
+        forget()
+        y, state, marks = cuda.forward(call)
+        cuda.backward(call, marks, torch.zeros_like(y), torch.zeros_like(state))
+        return list(found.values())
+
+    yield plan
+    forget()
+
+
+def forget() -> None:
+    """What cuda.py remembers of a device, which here changes."""
+    for function in vars(cuda).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+def parameters() -> dict[str, int]:
+    """Kernel of the source -> number of its parameters."""
+    text = re.sub(r"//.*", "", cuda.SOURCE.read_text(encoding="utf-8")).replace("\\\n", " ")
+    common = re.search(r"#define ARGUMENTS (.*)", text)[1]
+    kernels = re.findall(
+        r'extern "C" __global__ void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(([^)]*)\)', text
+    )
+    return {name: given.replace("ARGUMENTS", common).count(",") + 1 for name, given in kernels}
+
+
+@pytest.mark.parametrize(("arch", "name"), COMPILED, ids=str)
+def test_every_kernel_that_a_call_needs_is_compiled_without_a_gpu(planned, arch, name):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed: no NVRTC")
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed: no NVRTC")
+    source = cuda.SOURCE.read_text(encoding="utf-8")
+    for kernel in planned(arch, SCANS[name]()):
+        code = nvrtc.compile_source(source, kernel.macros, arch, cached=False)
+        assert code.startswith(b"\x7fELF")
+        assert kernel.name.encode() in code
+
+
+@pytest.mark.parametrize(("arch", "name"), PLANNED, ids=str)
+def test_a_launch_is_within_what_the_gpu_has_and_the_kernel_takes(planned, arch, name):
+    takes = parameters()
+    for kernel in planned(arch, SCANS[name]()):
+        assert kernel.launches
+        for grid, block, arguments, shared in kernel.launches:
+            assert arguments == takes[kernel.name]
+            assert 0 < block <= 1024
+            assert block % 32 == 0
+            assert all(size > 0 for size in grid)
+            assert max(grid[1:]) <= 65535
+            assert shared <= DEVICES[arch][0]
+
+
+def test_all_kernels_of_the_source_are_planned_for(planned):
+    found = {kernel.name for kernel in planned("sm_90", scan())}
+    assert found == set(parameters())
+
+
+def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_once(planned):
+    found = [k.macros for make in SCANS.values() for k in planned("sm_90", make())]
+    for macro, values in {"DTYPE": {0, 1, 2}, "N": {1, 16, 100, 128}}.items():
+        assert {macros[macro] for macros in found} >= values
+    assert {1, 8} <= {macros["VEC"] for macros in found}
+    for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
+        assert {macros[macro] for macros in found} == {0, 1}
+
+
+def test_the_source_includes_nothing():
+    assert "#include" not in cuda.SOURCE.read_text(encoding="utf-8")
