@@ -34,9 +34,9 @@ from dnassm.provenance import device_name, versions
 _COMPILERS = ("triton", "llvmlite", "cuda-core", "cuda-bindings")
 _ROOT = Path(__file__).resolve().parent.parent
 _DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
-_CHANNELS = (64, 32, 16, 8)
-# The float64 truth of so many elements of x takes some 20 s on two cores, and less on a GPU.
-_MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+_CHANNELS = (256, 64, 32, 16, 8)
+# Elements of x. Time goes into float64: seconds on two cores, and less on a GPU.
+_MOST_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 _BYTES_PER_ELEMENT = 256
 """Of memory, for one in x: arguments, results and gradients in float32 and in float64."""
 

@@ -259,7 +259,8 @@ def _chain_bound(probe: Probe) -> Bound:
 
 
 def _exact_bound(probe: Probe) -> Bound:
-    return probe.subject.bound(torch.float64, SHORT)
+    """Room for sums in another order, and still far below what is measured with this truth."""
+    return probe.subject.bound(torch.float64, SHORT).grown(100)
 
 
 def _values(probe: Probe) -> tuple[Results, Results]:

@@ -93,7 +93,7 @@ def test_a_longer_sequence_is_held_to_the_portable_float64_path_which_is_checked
     assert "portable backend in float64" in found.facts["truth"]
     first = next(check for check in found.checks if check.op == "selective_scan")
     assert first.name == f"the truth is the reference at length {laws.SHORT}"
-    assert first.bound.rms <= 1e-12
+    assert first.bound.rms <= 1e-10
 
 
 def test_an_existing_certificate_is_kept_without_force(tmp_path):
