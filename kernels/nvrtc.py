@@ -80,7 +80,7 @@ def compile_source(source: str, macros: Macros, arch: str, *, cached: bool = Tru
         program = Program(source, "c++", options)
         return bytes(program.compile(target, cache=store).code)
     except OSError as error:
-        log.warning("kernels are compiled again in every process: %s", error)
+        log.warning("kernels are compiled again in every process: %s", str(error))
         return compile_source(source, macros, arch, cached=False)
     except Exception as error:
         raise BackendError(f"NVRTC cannot compile for {arch}: {error}") from error
@@ -230,7 +230,7 @@ def _library(source: Path, macros: tuple[tuple[str, int | str], ...], arch: str)
     try:
         return _load(code, arch)
     except Exception as error:  # a damaged cache entry: whatever the driver says, compile again
-        log.warning("the cached kernel of %s cannot be loaded (%s): compiled anew", source, error)
+        log.warning("the kernel of %s cannot be loaded (%s): compiled anew", source, str(error))
         return _load(compile_source(text, dict(macros), arch, cached=False), arch)
 
 
