@@ -10,6 +10,7 @@ Sources include no header: NVRTC then needs no CUDA toolkit, and compiles in les
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -231,7 +232,16 @@ def _library(source: Path, macros: tuple[tuple[str, int | str], ...], arch: str)
         return _load(code, arch)
     except Exception as error:  # a damaged cache entry: whatever the driver says, compile again
         log.warning("the kernel of %s cannot be loaded (%s): compiled anew", source, str(error))
-        return _load(compile_source(text, dict(macros), arch, cached=False), arch)
+        _forget_all()
+        return _load(compile_source(text, dict(macros), arch), arch)
+
+
+def _forget_all() -> None:
+    """Empty the cache: the name of the damaged entry is not known here, the others are cheap."""
+    store = _store()
+    if store is not None:
+        with contextlib.suppress(OSError):
+            store.clear()
 
 
 def _load(code: bytes, arch: str) -> Any:

@@ -151,6 +151,8 @@ def test_a_damaged_entry_is_compiled_anew(cache, tmp_path, monkeypatch, said, da
     assert nvrtc._library(source, (("VALUE", 1),), "sm_90") == code
     nvrtc._library.cache_clear()
     assert "compiled anew" in said[0]
+    (entry,) = entries(cache)
+    assert entry.read_bytes() == code, "the entry is mended for the next process"
 
 
 def test_a_source_with_a_mistake_is_an_error_with_the_compilers_words(cache):
