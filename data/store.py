@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -191,10 +192,43 @@ def build_store(
     """
     rule = parse_split(split)
     _check_out(out, fastas, force=force)
+    return _write(fastas, out, rule, progress, before=None, force=force)
+
+
+def append_to_store(
+    fastas: Sequence[Path], out: Path, *, progress: Progress | None = None
+) -> GenomeStore:
+    """Add the contigs of more FASTA files to the store `out`: the store of all files at once.
+
+    Its split rule is applied to all contigs anew. The store is written beside the old one and
+    replaces it in one move: a reader, or a kill, sees the old or the new one.
+
+    Raises:
+        FormatError: as in `build_store`; a name may not occur in the store already either.
+        ArtifactError: `out` is no store, or an input or `out` cannot be read or written.
+    """
+    old = GenomeStore.open(out)
+    _check_out(out, fastas, force=True)
+    return _write(fastas, out, parse_split(old.split_rule), progress, before=old, force=True)
+
+
+def _write(
+    fastas: Sequence[Path],
+    out: Path,
+    rule: SplitRule,
+    progress: Progress | None,
+    *,
+    before: GenomeStore | None,
+    force: bool,
+) -> GenomeStore:
     with staged_folder(out, force=force) as folder, _write_errors(out):
-        with (folder / _CODES).open("wb") as codes_file:
-            writer = _Writer(codes_file.write)
-            sources = _write_contigs(fastas, writer, progress)
+        contigs, sources = [], []
+        if before is not None:
+            shutil.copyfile(before.path / _CODES, folder / _CODES)
+            contigs, sources = list(before.contigs), [dict(source) for source in before.sources]
+        with (folder / _CODES).open("ab") as codes_file:
+            writer = _Writer(codes_file.write, contigs)
+            sources += _write_contigs(fastas, writer, out, progress)
         write_json(folder / _HEADER, _header(writer.contigs, rule, sources))
         write_run_json(
             folder,
@@ -232,13 +266,13 @@ def _write_errors(out: Path) -> Iterator[None]:
 
 
 class _Writer:
-    """Collects contigs: codes go to `write`, digests and counts stay."""
+    """Adds to `contigs`: codes go to `write`, digests and counts stay."""
 
-    def __init__(self, write: Callable[[Any], Any]) -> None:
-        self.contigs: list[Contig] = []
+    def __init__(self, write: Callable[[Any], Any], contigs: list[Contig]) -> None:
+        self.contigs = contigs
         self._write = write
         self._open: Header | None = None
-        self._offset = 0
+        self._offset = sum(contig.length for contig in contigs)
         self._begin()
 
     def _begin(self) -> None:
@@ -280,9 +314,9 @@ class _Writer:
 
 
 def _write_contigs(
-    fastas: Sequence[Path], writer: _Writer, progress: Progress | None
+    fastas: Sequence[Path], writer: _Writer, out: Path, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    seen: dict[str, str] = {}
+    seen = {contig.name: f"the store {out}" for contig in writer.contigs}
     sources: list[dict[str, Any]] = []
     done = 0
     for path in fastas:
@@ -323,7 +357,7 @@ def _check_new(header: Header, path: Path, seen: dict[str, str]) -> None:
     where = f"{path}, line {header.line}"
     if header.name in seen:
         raise FormatError(
-            f"{where}: contig {header.name!r} occurs a second time, first at {seen[header.name]}; "
+            f"{where}: contig {header.name!r} occurs a second time, first in {seen[header.name]}; "
             "names (the first word of a header) must differ: rename or remove one"
         )
     seen[header.name] = where

@@ -12,10 +12,19 @@ _PATH = click.Path(path_type=Path)
 @click.command(short_help="Read FASTA files into a genome store.")
 @click.argument("fasta", nargs=-1, required=True, type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="Folder of the store to write.")
-@click.option("--split", default="none", show_default=True, help="Rule, as below.")
+@click.option("--split", help="Rule, as below.  [default: none]")
+@click.option("--append", is_flag=True, help="Add to the store at --out, under its split rule.")
 @click.option("--force", is_flag=True, help="Replace the store that is at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(fasta: tuple[Path, ...], out: Path, split: str, *, force: bool, as_json: bool) -> None:
+def command(
+    fasta: tuple[Path, ...],
+    out: Path,
+    split: str | None,
+    *,
+    append: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Write the contigs of FASTA files (plain, gzip or bgzip) into one genome store.
 
     \b
@@ -30,10 +39,16 @@ def command(fasta: tuple[Path, ...], out: Path, split: str, *, force: bool, as_j
     import json
 
     from dnassm.console import Progress
-    from dnassm.data.store import build_store, input_bytes
+    from dnassm.data.store import append_to_store, build_store, input_bytes
     from dnassm.inspection import describe_store, render
 
+    if append and (split is not None or force):
+        raise click.UsageError("--append keeps the store and its rule: without --split and --force")
     with Progress(input_bytes(fasta), "B", "tokenize") as progress:
-        store = build_store(fasta, out, split=split, force=force, progress=progress.update)
+        if append:
+            store = append_to_store(fasta, out, progress=progress.update)
+        else:
+            rule = split or "none"
+            store = build_store(fasta, out, split=rule, force=force, progress=progress.update)
     facts = describe_store(store)
     click.echo(json.dumps(facts, indent=2) if as_json else render(facts))

@@ -21,14 +21,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from Bio import SeqIO
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data import store as store_module
 from dnassm.data.alphabet import PAD, decode, encode_ascii
 from dnassm.data.interval import Interval
-from dnassm.data.store import GenomeStore, build_store
+from dnassm.data.store import GenomeStore, append_to_store, build_store
 from dnassm.errors import ArtifactError, ConfigError, DnassmError, FormatError, GenomeError
+from dnassm.pipelines.cli import cli
 
 GENOME = ">chr1 the first\nACGTNacgtn\nRYKM\n>chr2\nGGGCCCATAT\n"
 CHR1 = "ACGTNacgtnRYKM"
@@ -107,6 +109,55 @@ def test_many_files_become_one_store_in_the_order_given(tmp_path):
     assert run["config"] == {"split": "none"}
 
 
+@pytest.mark.parametrize("rule", ["none", "blocks:size=4,every=2", "contig:test=b"])
+def test_appending_gives_the_store_of_all_files_at_once(tmp_path, rule):
+    paths = [tmp_path / f"{name}.fa" for name in "abc"]
+    for path in paths:
+        path.write_text(f">{path.stem}\nACGTNNac{path.stem}tgGGTA\n")
+    whole = build_store(paths, tmp_path / "whole", split=rule)
+    build_store(paths[:2], tmp_path / "grown", split=rule)
+    grown = append_to_store(paths[2:], tmp_path / "grown")
+    for file in ("codes.bin", "store.json"):
+        assert (grown.path / file).read_bytes() == (whole.path / file).read_bytes()
+    grown.verify()
+
+
+def test_appending_a_name_that_is_there_leaves_the_store_as_it_is(store, tmp_path):
+    before = {file.name: file.read_bytes() for file in store.path.iterdir()}
+    twice = tmp_path / "twice.fa"
+    twice.write_text(f">new\nACGT\n>{store.contigs[0].name}\nACGT\n")
+    with pytest.raises(FormatError, match=r"line 3: contig .* a second time, first in the store"):
+        append_to_store([twice], store.path)
+    assert {file.name: file.read_bytes() for file in store.path.iterdir()} == before
+    assert not list(store.path.parent.glob(".*partial*"))
+
+
+def test_appending_to_what_is_no_store_says_so(tmp_path, fasta):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        append_to_store([fasta], tmp_path / "nowhere")
+
+
+def test_appending_from_the_command_line_takes_no_other_rule(tmp_path, fasta, store):
+    more = tmp_path / "more.fa"
+    more.write_text(">more\nACGTACGT\n")
+    run = CliRunner().invoke(cli, ["tokenize", str(more), "--out", str(store.path), "--append"])
+    assert run.exit_code == 0, run.output
+    assert "more" in GenomeStore.open(store.path).lengths
+    options = ["--out", str(store.path), "--append", "--split", "none"]
+    assert CliRunner().invoke(cli, ["tokenize", str(more), *options]).exit_code == 2
+
+
+def test_sigkill_while_appending_leaves_the_old_store(tmp_path, fasta):
+    old = build_store([fasta], tmp_path / "store")
+    process, stop = start_on_a_pipe(tmp_path, "--append")
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    stop.set()
+    kept = GenomeStore.open(tmp_path / "store")
+    assert kept.digest == old.digest
+    kept.verify()
+
+
 def test_a_compressed_source_is_recorded_by_the_sha256_of_the_file(tmp_path):
     path = tmp_path / "a.fa.gz"
     path.write_bytes(gzip.compress(GENOME.encode()))
@@ -179,7 +230,7 @@ def test_duplicate_names_are_refused_with_both_places(tmp_path):
     with pytest.raises(FormatError) as caught:
         build_store([tmp_path / "a.fa", tmp_path / "b.fa"], tmp_path / "store")
     assert f"{tmp_path / 'b.fa'}, line 1: contig 'chr1' occurs a second time" in str(caught.value)
-    assert f"first at {tmp_path / 'a.fa'}, line 3" in str(caught.value)
+    assert f"first in {tmp_path / 'a.fa'}, line 3" in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
