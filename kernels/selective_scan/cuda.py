@@ -2,13 +2,15 @@
 
 ``scan.cu`` holds the kernels; here it is decided how L is cut, and what is launched in which order.
 Everything is in walk order: with `reverse` a tensor is entered at its last position with a negative
-stride, so that the kernels know one direction only (README, section 6).
+stride, so that the kernels know one direction only (README, section cuda).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,33 +37,6 @@ _MEMORY = 10_000
 _SPANS = (128, 64, 32, 16)
 # Bytes for dB and dC by channel block; a row that needs more is walked in slabs.
 _WORKSPACE = 256 << 20
-
-_ORDER = (
-    *("x", "dt", "z", "B", "C", "A", "skip", "bias", "initial", "resets", "before", "starts", "y"),
-    *("last", "marks", "ends", "sums", "dy", "dlast", "dx", "ddt", "dz", "dmaps", "dA", "dskip"),
-    *("dbias", "dinitial", "handed", "scratch", "length", "channels", "per_group", "groups"),
-    *(
-        "columns",
-        "batches",
-        "chunk",
-        "chunks",
-        "xb",
-        "xt",
-        "dtb",
-        "dtt",
-        "zb",
-        "zt",
-        "Bb",
-        "Bt",
-        "Bg",
-        "Bn",
-        "Cb",
-        "Ct",
-        "Cg",
-    ),
-    *("Cn", "yb", "yt", "dyb", "dyt", "marks_b"),
-)
-"""The parameters of every kernel of scan.cu but the two small ones."""
 
 
 def supports(scan: Scan) -> str | None:
@@ -235,7 +210,7 @@ class _Walk:
         self.device = scan.x.device
         shared = (scan.x, scan.dt, scan.B, scan.C) + (() if scan.z is None else (scan.z,))
         self.dtype = functools.reduce(torch.promote_types, (t.dtype for t in shared))
-        self._given: dict[str, Any] = dict.fromkeys(_ORDER, 0)
+        self._given: dict[str, Any] = dict.fromkeys(_parameters(), 0)
         self._keep: list[Tensor] = []
         self._alignment = 0
         self.A = scan.A.float().contiguous()
@@ -442,6 +417,14 @@ class _Walk:
             if aligned and fits:
                 return count
         return 1
+
+
+@functools.cache
+def _parameters() -> tuple[str, ...]:
+    """Names of what the big kernels take, in order, as scan.cu has them in ARGUMENTS."""
+    text = SOURCE.read_text(encoding="utf-8").partition("#define ARGUMENTS")[2]
+    listed = itertools.takewhile(lambda line: line.rstrip(), text.splitlines())
+    return tuple(re.findall(r"(\w+)\s*(?:,|$)", " ".join(line.rstrip("\\ ") for line in listed)))
 
 
 @functools.cache

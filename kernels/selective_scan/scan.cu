@@ -1,5 +1,5 @@
 // Selective scan, forward and backward, for NVIDIA GPUs; compiled at run time, so no header.
-// README.md beside this file, section 6, says how the work is laid out and why.
+// README.md beside this file, section cuda, says how the work is laid out and why.
 //
 // A thread holds 4 channels x 4 states in registers and walks time. SL threads share 4 channels,
 // CL threads share 4 states; together they are a warp, which owns WCH channels with all N states.

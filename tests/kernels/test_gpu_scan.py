@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnassm.kernels.selective_scan import cases, selective_scan
+from dnassm.kernels.selective_scan import cases, cuda, selective_scan
 from dnassm.kernels.selective_scan.cases import Case, Tolerance
 
 pytestmark = [
@@ -148,6 +148,20 @@ def test_a_row_alone_is_that_row_in_a_batch():
         {"y": y[1:2].double(), "state": state[1:2].double()},
         tolerance,
     )
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+def test_a_backward_in_slabs_is_that_of_the_reference(monkeypatch, reverse):
+    """Rows whose sums over channels do not fit the workspace are walked in slabs from the end."""
+    monkeypatch.setattr(cuda, "_WORKSPACE", 1 << 16)
+    edges = [0, 700, 701, 1500, 3000]
+    inputs = packed_inputs(torch.float32, edges)
+    how = {"cu_seqlens": torch.tensor(edges, device="cuda"), "reverse": reverse}
+    got = run(inputs, "cuda", **how)
+    assert_near(got, truth(inputs, got, **how), cases.TOLERANCES[torch.float32])
+    inputs = Case(length=3000, channels=70, states=16).inputs(torch.float32, device="cuda")
+    got = run(inputs, "cuda", reverse=reverse)
+    assert_near(got, truth(inputs, got, reverse=reverse), cases.TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("length", [65537, (1 << 20) + 3])
