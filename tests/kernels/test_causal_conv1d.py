@@ -497,7 +497,7 @@ def test_a_bad_argument_of_a_step_is_named():
 
 
 def test_an_unknown_backend_is_named_with_those_that_exist():
-    have = "auto, cuda, triton, portable, reference"
+    have = "auto, cuda, cpu, triton, portable, reference"
     with pytest.raises(BackendError, match=f"no backend 'no-such'; have {have}"):
         causal_conv1d(**GOOD.inputs(torch.float32), backend="no-such")
 
