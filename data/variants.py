@@ -2,28 +2,26 @@
 
 Positions are 0-based inside and 1-based in a VCF. A record with several alternative alleles becomes
 one Variant each. Symbolic alleles, breakends and the ``*`` allele have no sequence that a model
-could score and are refused by name.
+could score and are counted and refused by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnassm.artifact import staged_file
 from dnassm.data.alphabet import decode
 from dnassm.data.interval import Interval
-from dnassm.data.lines import read_lines
+from dnassm.data.vcf import COLUMNS, VcfReader, allele_kind, info_fields
 from dnassm.errors import FormatError, GenomeError
 
 if TYPE_CHECKING:
     from dnassm.data.store import GenomeStore
-
-_COLUMNS = ["CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]
-_LETTERS = frozenset("ACGTN")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,33 +49,77 @@ class Variant:
         return f"{self.contig}:{self.position + 1} {self.ref}>{self.alt}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class VariantFile:
+    """The variants of a VCF, and what of it is no variant."""
+
+    path: Path
+    variants: list[Variant]
+    """In the order of the file; several alternatives of one record follow one another."""
+    refused: Mapping[str, int]
+    """Kind of `dnassm.data.vcf.REFUSED_KINDS` -> number of alleles of that kind."""
+    examples: Mapping[str, tuple[str, int]]
+    """Kind -> the first such allele and its line, from 1."""
+    contigs: Mapping[str, int | None]
+    """Name -> length, as far as the header says."""
+
+    def summary(self) -> str:
+        """Say in one line how many variants were read and which alleles were refused."""
+        text = f"{self.path}: {len(self.variants):,} variants"
+        kinds = [
+            f"{count:,} {kind} (first: {self.examples[kind][0]} in line {self.examples[kind][1]})"
+            for kind, count in self.refused.items()
+        ]
+        return f"{text}; refused: {', '.join(kinds)}" if kinds else text
+
+
+def read_variants(path: Path | str, *, info: bool = True) -> VariantFile:
+    """Read the variants of a VCF, plain, gzip or bgzip; count the alleles that have no sequence.
+
+    Those are named in `VariantFile.refused`: symbolic alleles, breakends, ``*``, ``.``, and
+    alleles with IUPAC letters other than A C G T N; so are all alleles of a record whose REF has
+    such letters.
+
+    Args:
+        path: the file.
+        info: keep the INFO column; without it `Variant.info` is empty and reading is faster.
+
+    Raises:
+        ArtifactError: the file is missing or cannot be read.
+        FormatError: no VCF, or a line that is no record; names file and line.
+    """
+    reader = VcfReader(path)
+    variants: list[Variant] = []
+    refused: Counter[str] = Counter()
+    examples: dict[str, tuple[str, int]] = {}
+    for record in reader:
+        wrong_ref = allele_kind(record.ref)
+        for alt in record.alts:
+            if kind := wrong_ref or _kind(alt, reader.path, record.line):
+                refused[kind] += 1
+                examples.setdefault(kind, (record.ref if wrong_ref else alt, record.line))
+                continue
+            fields = info_fields(record.info) if info else {}
+            variants.append(
+                Variant(record.contig, record.position, record.ref, alt, record.id, fields)
+            )
+    return VariantFile(reader.path, variants, dict(refused), examples, reader.contigs)
+
+
 def read_vcf(path: Path | str) -> list[Variant]:
-    """Read the variants of a VCF, plain or gzip, in the order of the file.
+    """Read the variants of a VCF in which every allele must be a sequence.
 
     Raises:
         ArtifactError: the file is missing or cannot be read.
         FormatError: no VCF, or a record that cannot be used; names file and line.
     """
-    path = Path(path)
-    variants: list[Variant] = []
-    header = False
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        if line.startswith("##") or not line.strip():
-            continue
-        if line.startswith("#"):
-            _check_header(line, where)
-            header = True
-            continue
-        if not header:
-            raise FormatError(
-                f"{where}: expected the header line #CHROM POS ID REF ALT ... before any record; "
-                "is this a VCF?"
-            )
-        variants.extend(_record(line, where))
-    if not header:
-        raise FormatError(f"{path}: expected a VCF, found no header line #CHROM POS ID REF ALT ...")
-    return variants
+    found = read_variants(path)
+    for kind, (allele, line) in found.examples.items():
+        raise FormatError(
+            f"{found.path}:{line}: {allele[:60]!r} ({kind}) has no sequence to score; "
+            "remove the record"
+        )
+    return found.variants
 
 
 def write_vcf(
@@ -104,7 +146,7 @@ def write_vcf(
         f'##INFO=<ID={key},Number=1,Type=String,Description="{text}">'
         for key, text in (info or {}).items()
     ]
-    lines.append("#" + "\t".join(_COLUMNS))
+    lines.append("#" + "\t".join(COLUMNS))
     for variant in variants:
         fields = ";".join(f"{k}={v}" if v else k for k, v in variant.info.items()) or "."
         place = (variant.contig, str(variant.position + 1), variant.id, variant.ref, variant.alt)
@@ -137,51 +179,8 @@ def check_reference(variants: Iterable[Variant], store: GenomeStore) -> None:
             )
 
 
-def _check_header(line: str, where: str) -> None:
-    names = line[1:].split("\t")
-    if names[: len(_COLUMNS)] != _COLUMNS:
-        raise FormatError(
-            f"{where}: expected the header {' '.join(_COLUMNS)} with tabs between, "
-            f"got {line[:80]!r}"
-        )
-
-
-def _record(line: str, where: str) -> Iterator[Variant]:
-    columns = line.split("\t")
-    if len(columns) < len(_COLUMNS):
-        raise FormatError(
-            f"{where}: expected at least {len(_COLUMNS)} columns with tabs between, got "
-            f"{len(columns)}"
-        )
-    contig, position, name, ref, alternatives, _, _, info = columns[: len(_COLUMNS)]
-    if not (position.isascii() and position.isdigit() and int(position) > 0):
-        raise FormatError(f"{where}: POS must be a whole number from 1 on, got {position!r}")
-    if not ref or not _LETTERS.issuperset(ref.upper()):
-        raise FormatError(f"{where}: REF must be letters A C G T N, got {ref!r}")
-    if alternatives == ".":
-        raise FormatError(f"{where}: ALT is '.', no variant; remove records without an alternative")
-    for alt in alternatives.split(","):
-        _check_alternative(alt, where)
-        fields = dict(_info(info))
-        yield Variant(contig, int(position) - 1, ref.upper(), alt.upper(), name, fields)
-
-
-def _check_alternative(alt: str, where: str) -> None:
-    if alt and _LETTERS.issuperset(alt.upper()):
-        return
-    if alt == "*":
-        kind = "the '*' allele (deleted by another record)"
-    elif alt.startswith("<"):
-        kind = f"the symbolic allele {alt}"
-    elif "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
-        kind = f"the breakend {alt}"
-    else:
-        raise FormatError(f"{where}: ALT must be letters A C G T N, got {alt!r}")
-    raise FormatError(f"{where}: {kind} has no sequence to score; remove the record")
-
-
-def _info(text: str) -> Iterator[tuple[str, str]]:
-    if text != ".":
-        for field in filter(None, text.split(";")):
-            key, _, value = field.partition("=")
-            yield key, value
+def _kind(alt: str, path: Path, line: int) -> str | None:
+    try:
+        return allele_kind(alt)
+    except FormatError as error:
+        raise FormatError(f"{path}:{line}: {error}") from error

@@ -1,11 +1,13 @@
 import gzip
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data.store import build_store
-from dnassm.data.variants import Variant, check_reference, read_vcf, write_vcf
+from dnassm.data.variants import Variant, check_reference, read_variants, read_vcf, write_vcf
+from dnassm.data.vcf import AMBIGUOUS, BREAKEND, MISSING, STAR, SYMBOLIC, VcfReader
 from dnassm.errors import ArtifactError, FormatError, GenomeError
 
 HEADER = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -73,14 +75,14 @@ def test_what_is_written_is_read_back(tmp_path_factory, several, name):
         (HEADER + record(pos="five"), "x.vcf:3: POS must be a whole number from 1 on, got 'five'"),
         (HEADER + record(pos="0"), "got '0'"),
         (HEADER + record(pos="٣"), "POS must be"),
-        (HEADER + record(ref="AX"), "x.vcf:3: REF must be letters A C G T N, got 'AX'"),
-        (HEADER + record(ref="R"), "got 'R'"),
+        (HEADER + record(ref="AX"), "x.vcf:3: REF must be letters A C G T N or IUPAC, got 'AX'"),
+        (HEADER + record(ref="R"), r"x.vcf:3: 'R' \(ambiguous letters\) has no sequence"),
         (HEADER + record(ref=""), "REF must be"),
-        (HEADER + record(alt="."), "no variant"),
+        (HEADER + record(alt="."), "no alternative"),
         (HEADER + record(alt="G,"), "ALT must be letters A C G T N, got ''"),
-        (HEADER + record(alt="G,*"), r"the '\*' allele"),
-        (HEADER + record(alt="<DEL>"), "the symbolic allele <DEL>"),
-        (HEADER + record(alt="G]17:198982]"), "the breakend"),
+        (HEADER + record(alt="G,*"), r"x.vcf:3: '\*' \('\*' \(deleted"),
+        (HEADER + record(alt="<DEL>"), r"x.vcf:3: '<DEL>' \(symbolic\)"),
+        (HEADER + record(alt="G]17:198982]"), r"x.vcf:3: 'G\]17:198982\]' \(breakend\)"),
         (HEADER + record(alt="G?"), "got 'G\\?'"),
     ],
 )
@@ -112,3 +114,127 @@ def test_ref_is_compared_with_the_genome(tmp_path):
     ]:
         with pytest.raises(GenomeError, match=said):
             check_reference([bad], store)
+
+
+def test_alleles_without_a_sequence_are_counted_by_kind_and_the_others_read(tmp_path):
+    path = write(
+        tmp_path,
+        "##contig=<ID=c,length=99>\n##contig=<ID=d>\n"
+        + HEADER
+        + record(alt="G,*,<DEL>,T")
+        + record(alt=".")
+        + record(alt="<INS:ME,x>,C[c:3[,]c:3]C,.C,C.,[<x>:3[C")
+        + record(ref="AR", alt="T,C")
+        + record(alt="Y,g"),
+    )
+    found = read_variants(path)
+    assert [v.alt for v in found.variants] == ["G", "T", "G"]
+    assert found.refused == {STAR: 1, SYMBOLIC: 2, MISSING: 1, BREAKEND: 5, AMBIGUOUS: 3}
+    assert found.examples[AMBIGUOUS] == ("AR", 8)
+    assert found.examples[SYMBOLIC] == ("<DEL>", 5)
+    assert found.contigs == {"c": 99, "d": None}
+    assert "x.vcf: 3 variants; refused: 1 '*'" in found.summary()
+    assert "2 symbolic (first: <DEL> in line 5)" in found.summary()
+    assert read_variants(path, info=False).variants[0].info == {}
+
+
+def test_a_record_cut_off_in_its_samples_is_refused(tmp_path):
+    header = HEADER.rstrip() + "\tFORMAT\ta\tb\t\n"  # a tab at the end of the header counts not
+    whole = record().rstrip() + "\tGT\t0|1\t1|1\n"
+    assert len(read_vcf(write(tmp_path, header + whole))) == 1
+    reader = VcfReader(write(tmp_path, header + whole))
+    assert reader.samples == ("a", "b")
+    assert [r.samples for r in reader] == ["GT\t0|1\t1|1"]
+    with pytest.raises(FormatError, match=r"x\.vcf:4: expected at least 11 columns .* got 10"):
+        read_vcf(write(tmp_path, header + whole + whole[:-5] + "\n"))
+
+
+@pytest.mark.parametrize(
+    "alt", ["<DEL", "DEL>", "<>", "<a b>", "I", "G[3", "[c:3]G", "ß", "G ", "-"]
+)
+def test_what_no_vcf_knows_is_an_error_and_not_counted(tmp_path, alt):
+    with pytest.raises(FormatError, match=r"x\.vcf:3: ALT must be letters"):
+        read_variants(write(tmp_path, HEADER + record(alt=alt)))
+
+
+def test_bcf_is_refused_by_name(tmp_path):
+    path = tmp_path / "x.bcf"
+    path.write_bytes(gzip.compress(b"BCF\x02\x02\x10\x00\x00\x00##fileformat=VCFv4.2\n"))
+    with pytest.raises(FormatError, match="got BCF; convert it with bcftools view"):
+        read_variants(path)
+
+
+def oracle(text):
+    """Variants of a VCF, read the plain way: split at tabs and commas, take what is a sequence."""
+    found = []
+    for line in text.split("\n"):
+        if line.startswith("#") or not line.strip():
+            continue
+        columns = line.removesuffix("\r").split("\t")
+        for alt in re.sub("<[^<>]*>", "<>", columns[4]).split(","):
+            ref, alt = columns[3].upper(), alt.upper()
+            if set(ref + alt) <= set("ACGTN") and alt:
+                found.append((columns[0], int(columns[1]) - 1, ref, alt))
+    return found
+
+
+junk = st.text(st.characters(max_codepoint=0x250, exclude_characters="\0"), max_size=6)
+alleles = st.sampled_from(["A", "acg", "<DEL>", "<a,b>", "*", ".", "G]c:1]", "", "X"])
+columns = st.tuples(
+    st.sampled_from(["c", "chr1", "", "a b", "#"]) | junk,
+    st.integers(-1, 10**20).map(str) | st.sampled_from(["1e3", "", "007", "1_0"]) | junk,
+    junk,
+    st.text("ACGTNacgtnRß.*", max_size=4),
+    st.lists(
+        st.sampled_from(["A", "acg", "<DEL>", "<a,b>", "*", ".", "G]c:1]", "", "X"]) | junk,
+        max_size=4,
+    ).map(",".join),
+    junk,
+    junk,
+    junk,
+    junk,
+).map("\t".join)
+good = st.tuples(
+    st.sampled_from(["c", "chr2"]),
+    st.integers(1, 10**12).map(str),
+    st.just("."),
+    st.text("ACGTNacgtn", min_size=1, max_size=4),
+    st.lists(st.text("ACGTNacgt", min_size=1, max_size=3), min_size=1, max_size=3).map(",".join),
+    st.just(".\t.\tX=1"),
+).map("\t".join)
+bodies = st.lists(good | columns | junk, max_size=6)
+
+
+def outcome(path):
+    try:
+        return read_variants(path), ""
+    except (FormatError, ArtifactError) as error:
+        return None, str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(bodies, st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_any_text_is_read_as_it_says_or_refused_in_one_line(tmp_path_factory, body, end, packed):
+    text = end.join([*HEADER.splitlines(), *body])
+    path = tmp_path_factory.mktemp("fuzz") / "x.vcf"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    found, message = outcome(path)
+    if found is None:
+        assert str(path) in message
+        assert "\n" not in message
+        assert body
+    else:
+        read = [(v.contig, v.position, v.ref, v.alt) for v in found.variants]
+        assert read == oracle(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda b: HEADER.encode() + b))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("fuzz") / "x.vcf"
+    path.write_bytes(content)
+    found, message = outcome(path)
+    if found is None:
+        assert str(path) in message
+    else:
+        assert all(v.position >= 0 and v.ref and v.alt for v in found.variants)
