@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dnassm.artifact import read_json, write_json
 from dnassm.data.alphabet import Codes, encode_ascii
-from dnassm.errors import ArtifactError, FormatError
+from dnassm.errors import ArtifactError, ConfigError, FormatError
 from dnassm.registry import Registry
 
 FORMAT = "dnassm-tokenizer"
@@ -23,7 +23,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Tokenizer(abc.ABC):
-    """Maps store codes (L,) to tokens (L / bases_per_token,), and tokens back to letters.
+    """Maps store codes (L,) to tokens (ceil(L / bases_per_token),), and tokens back to letters.
 
     A tokenizer is fixed by its `name` and its `settings`: two of them with equal `to_json` give
     equal tokens. The laws in tests/contracts/test_tokenizers.py hold for every registered one.
@@ -40,8 +40,13 @@ class Tokenizer(abc.ABC):
     bases: Mapping[str, int]
     """Letter -> id of the tokens that are one base; empty when no token is."""
     bases_per_token: int
+    """Bases from one token to the next; the last token of a sequence may hold fewer."""
+    fixed_size: ClassVar[bool] = True
+    """False when tokens differ in size: L bases are then at most L tokens, `bases_per_token` is 1,
+    and the rows of a batch are padded at their right end to as many tokens as the longest has."""
     complement: Tokens | None
-    """(V,) token id -> id of its complement, an involution; None when the vocabulary has none."""
+    """(V,) token id -> id of its complement, an involution; None when the vocabulary has none.
+    Reversed and complemented, the tokens of whole tokens of bases are those of the other strand."""
 
     @property
     def vocab_size(self) -> int:
@@ -63,6 +68,28 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """Arguments that build this tokenizer again: ``type(self)(**settings)``."""
+
+    def _checked(self, tokens: npt.ArrayLike) -> list[int]:
+        """Token ids as a list.
+
+        Raises:
+            FormatError: one lies outside of the vocabulary; names it and its 0-based position.
+        """
+        ids = np.asarray(tokens).ravel()
+        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if wrong.size:
+            raise FormatError(
+                f"tokenizer {self.name}: expected ids 0..{self.vocab_size - 1}, "
+                f"got {ids[wrong[0]]} at position {wrong[0]}"
+            )
+        found: list[int] = ids.tolist()
+        return found
+
+    def _check_codes(self, codes: Codes) -> None:
+        if codes.dtype != np.uint8:
+            raise FormatError(
+                f"tokenizer {self.name}: expected uint8 store codes, got {codes.dtype}"
+            )
 
     def encode(self, sequence: str) -> Tokens:
         """Encode letters to int64 tokens (L,); case is ignored, U reads as T.
@@ -109,14 +136,15 @@ class Tokenizer(abc.ABC):
             raise ArtifactError(f'{where}: expected "name" and "settings"; the file is damaged')
         try:
             tokenizer = TOKENIZERS[name](**settings)
-        except TypeError as error:
+        except (TypeError, ConfigError) as error:
             raise ArtifactError(
                 f"{where}: tokenizer {name!r} refuses its settings: {error}"
             ) from error
         if list(tokenizer.vocab) != value.get("vocab"):
+            expected, got = list(tokenizer.vocab), value.get("vocab")
             raise ArtifactError(
-                f"{where}: expected the vocabulary {list(tokenizer.vocab)}, "
-                f"got {value.get('vocab')}; its ids would mean other bases"
+                f"{where}: expected the vocabulary {_shortened(repr(expected))}, got "
+                f"{_shortened(repr(got))}; its ids would mean other bases"
             )
         return tokenizer
 
@@ -135,6 +163,10 @@ class Tokenizer(abc.ABC):
         if file.is_dir():
             file = file / FILE_NAME
         return Tokenizer.from_json(read_json(file), where=str(file))
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def encode_letters(sequence: str) -> Codes:

@@ -47,8 +47,8 @@ def catalogue(kind: str) -> list[Entry]:
     Raises:
         UnknownNameError: `kind` is none of `KINDS`.
 
-    >>> [entry.name for entry in catalogue("tokenizers")]
-    ['single']
+    >>> [entry.name for entry in catalogue("samplers")][-2:]
+    ['tiled', 'uniform']
     """
     if kind == "presets":
         return [_preset(path) for path in sorted(_PRESETS.glob("*.toml"))]

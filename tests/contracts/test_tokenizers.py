@@ -15,14 +15,36 @@ from dnassm.data.tokenizer import TOKENIZERS, Tokenizer
 from dnassm.errors import ArtifactError, FormatError, UnknownNameError
 
 NAMES = TOKENIZERS.names()
+MERGES = ["A C", "G T", "AC GT", "A A", "T T", "AA A", "ACGT AC", "C G"]
+SETTINGS = {
+    "hyenadna": [{}, {"n_as_pad": True}],
+    "kmer": [{}, {"k": 1}, {"k": 3}, {"k": 4, "overlap": True}, {"k": 8}],
+    "bpe": [{"merges": MERGES}],
+}
+VARIANTS = [(name, settings) for name in NAMES for settings in SETTINGS.get(name, [{}])]
+"""Every registered name with the settings that the laws are shown with; none unless named."""
 dna = st.text("ACGT", max_size=200)
 wild = st.text("ACGTNURYSWKMBDHVacgtnuryswkmbdhv", max_size=200)
 unknown_letters = st.characters(blacklist_characters="ACGTNURYSWKMBDHVacgtnuryswkmbdhv")
 
 
-@pytest.fixture(params=NAMES)
+def label(variant: object) -> str:
+    return str(variant).replace(str(MERGES), "few")
+
+
+def build(variant: tuple[str, dict]) -> Tokenizer:
+    name, settings = variant
+    if name == "bpe":
+        pytest.importorskip("tokenizers")
+    return TOKENIZERS[name](**settings)
+
+
+every_tokenizer = pytest.mark.parametrize("variant", VARIANTS, ids=label)
+
+
+@pytest.fixture(params=VARIANTS, ids=label)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return TOKENIZERS[request.param]()
+    return build(request.param)
 
 
 def whole(tokenizer: Tokenizer, sequence: str) -> str:
@@ -35,34 +57,37 @@ def reverse_complement(sequence: str) -> str:
     return alphabet.decode(alphabet.reverse_complement(codes))
 
 
-def test_the_single_base_tokenizer_is_registered():
-    assert "single" in NAMES
+def test_the_documented_tokenizers_are_registered():
+    assert {"single", "kmer", "bpe", "hyenadna", "caduceus"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_tokenizer
 @given(sequence=dna)
-def test_decoding_what_was_encoded_gives_the_sequence_back(name, sequence):
-    tokenizer = TOKENIZERS[name]()
-    sequence = whole(tokenizer, sequence)
+def test_decoding_what_was_encoded_gives_the_sequence_back_to_its_last_base(variant, sequence):
+    tokenizer = build(variant)
     assert tokenizer.decode(tokenizer.encode(sequence)) == sequence
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_tokenizer
 @given(sequence=wild)
-def test_tokens_are_int64_ids_of_the_vocabulary_one_per_token_of_bases(name, sequence):
-    tokenizer = TOKENIZERS[name]()
-    sequence = whole(tokenizer, sequence)
+def test_tokens_are_int64_ids_of_the_vocabulary_one_per_token_of_bases(variant, sequence):
+    tokenizer = build(variant)
     tokens = tokenizer.encode(sequence)
     assert tokens.dtype == np.int64
-    assert tokens.shape == (len(sequence) // tokenizer.bases_per_token,)
     assert ((tokens >= 0) & (tokens < tokenizer.vocab_size)).all()
+    most = -(-len(sequence) // tokenizer.bases_per_token)
+    if tokenizer.fixed_size:
+        assert tokens.shape == (most,)
+    else:
+        assert tokenizer.bases_per_token == 1
+        assert tokens.ndim == 1
+        assert tokens.size <= most
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_tokenizer
 @given(sequence=wild)
-def test_letters_and_store_codes_give_the_same_tokens_whatever_their_case(name, sequence):
-    tokenizer = TOKENIZERS[name]()
-    sequence = whole(tokenizer, sequence)
+def test_codes_and_letters_in_either_case_give_the_same_tokens(variant, sequence):
+    tokenizer = build(variant)
     tokens = tokenizer.encode(sequence)
     codes = alphabet.encode_ascii(sequence.encode())
     np.testing.assert_array_equal(tokenizer.encode_codes(codes), tokens)
@@ -70,10 +95,40 @@ def test_letters_and_store_codes_give_the_same_tokens_whatever_their_case(name, 
     np.testing.assert_array_equal(tokenizer.encode(sequence.lower()), tokens)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_tokenizer
+@given(sequences=st.lists(wild, min_size=1, max_size=4))
+def test_a_row_of_a_padded_batch_reads_as_its_sequence_and_then_padding(variant, sequences):
+    tokenizer = build(variant)
+    longest = max(map(len, sequences))
+    codes = np.full((len(sequences), longest), alphabet.PAD, dtype=np.uint8)
+    for row, sequence in zip(codes, sequences, strict=True):
+        row[: len(sequence)] = alphabet.encode_ascii(sequence.encode())
+    batch = tokenizer.encode_codes(codes)
+    if tokenizer.fixed_size:
+        assert batch.shape == (len(sequences), -(-longest // tokenizer.bases_per_token))
+    for row, sequence in zip(batch, sequences, strict=True):
+        tokens = tokenizer.encode(sequence)
+        np.testing.assert_array_equal(row[: tokens.size], tokens)
+        assert (row[tokens.size :] == tokenizer.pad_id).all()
+
+
+@every_tokenizer
 @given(sequence=wild)
-def test_complementing_the_reversed_tokens_reads_the_other_strand(name, sequence):
-    tokenizer = TOKENIZERS[name]()
+def test_a_token_with_an_unknown_base_is_never_a_target(variant, sequence):
+    tokenizer = build(variant)
+    known = "".join(letter if letter in "ACGT" else "N" for letter in sequence.upper())
+    if tokenizer.bases_per_token == 1 and tokenizer.fixed_size:
+        targets = ~np.isin(tokenizer.encode(known), tokenizer.ignore_ids)
+        assert not (targets & np.array([letter == "N" for letter in known], dtype=bool)).any()
+    for token in tokenizer.encode(known).tolist():
+        if token not in tokenizer.ignore_ids:
+            assert set(tokenizer.vocab[token]) <= set("ACGT")
+
+
+@every_tokenizer
+@given(sequence=wild)
+def test_complementing_the_reversed_tokens_reads_the_other_strand(variant, sequence):
+    tokenizer = build(variant)
     if tokenizer.complement is None:
         return
     sequence = whole(tokenizer, sequence)
@@ -89,10 +144,10 @@ def test_the_complement_is_an_involution_over_the_whole_vocabulary(tokenizer):
     assert sorted(tokenizer.complement) == list(ids)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_tokenizer
 @given(start=dna, letter=unknown_letters, end=dna)
-def test_an_unknown_letter_is_refused_by_name_and_position(name, start, letter, end):
-    tokenizer = TOKENIZERS[name]()
+def test_an_unknown_letter_is_refused_by_name_and_position(variant, start, letter, end):
+    tokenizer = build(variant)
     with pytest.raises(FormatError) as caught:
         tokenizer.encode(start + letter + end)
     assert repr(letter) in str(caught.value)
@@ -134,7 +189,7 @@ def test_json_a_file_a_folder_and_pickle_give_the_same_tokenizer_back(tokenizer,
         assert type(again) is type(tokenizer)
         assert again.to_json() == tokenizer.to_json()
         np.testing.assert_array_equal(
-            again.encode("ACGTACGTNNNN"), tokenizer.encode("ACGTACGTNNNN")
+            again.encode("ACGTACGTNNNNG"), tokenizer.encode("ACGTACGTNNNNG")
         )
 
 

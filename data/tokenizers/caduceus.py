@@ -1,0 +1,24 @@
+"""The vocabulary of Caduceus's published weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dnassm.data.tokenizer import TOKENIZERS
+from dnassm.data.tokenizers.hyenadna import HyenaDNATokenizer
+
+
+@TOKENIZERS.register("caduceus")
+class CaduceusTokenizer(HyenaDNATokenizer):
+    """The ids of Caduceus, which are HyenaDNA's, with A-T as 7-10 and C-G as 8-9 complements.
+
+    N (11) and every special token are their own complement, as in the ``complement_map`` that the
+    reverse-complement equivariant weights (Caduceus-PS) are built on. The published tokenizer
+    appends [SEP]; here nothing is added. Its pretraining read N as [PAD], see `HyenaDNATokenizer`.
+    """
+
+    name: ClassVar[str] = "caduceus"
+    source: ClassVar[str] = (
+        "kuleshov-group/caduceus: caduceus/tokenization_caduceus.py, "
+        "src/dataloaders/datasets/hg38_dataset.py"
+    )
