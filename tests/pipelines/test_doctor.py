@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from dnassm import doctor
 from dnassm.errors import ArtifactError, ConfigError
 from dnassm.kernels import laws
-from dnassm.kernels.causal_conv1d import portable
 from dnassm.kernels.causal_conv1d.checks import SUBJECT as CONV
 from dnassm.pipelines.cli import cli, main
 
@@ -81,7 +80,7 @@ def test_a_person_reads_tables():
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0].startswith("device    cpu")
-    assert any("portable" in line and "chosen" in line for line in lines)
+    assert any("chosen" in line for line in lines)
     assert any("selective_scan" in line and "pass" in line for line in lines)
     assert "checks pass in" in lines[-1]
     assert "doctor" in done.stderr  # progress
@@ -133,14 +132,21 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys):
 # A wrong kernel
 
 
+def chosen_backend():
+    """Of the convolution, on these tensors."""
+    call = CONV.arguments(CONV.inputs(torch.float32, 1, 8, 4))
+    return CONV.backends.choose("auto", call)
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """Replace the forward of the convolution: broken(change(call, forward) -> y, state)."""
     monkeypatch.setattr(doctor, "subjects", lambda: {"causal_conv1d": CONV})
-    forward = portable.forward
+    module = chosen_backend()
+    forward = module.forward
 
     def put(change):
-        monkeypatch.setattr(portable, "forward", lambda call: change(call, forward))
+        monkeypatch.setattr(module, "forward", lambda call: change(call, forward))
 
     return put
 
@@ -223,7 +229,8 @@ def test_a_failed_check_is_exit_1_and_named_in_one_line(broken, monkeypatch, cap
     said = capsys.readouterr()
     assert "FAIL" in said.out
     line = said.err.splitlines()[-1]
-    assert line.startswith("dnassm: error: check failed: causal_conv1d (portable, float32): values")
+    name = chosen_backend().__name__.rpartition(".")[2]
+    assert line.startswith(f"dnassm: error: check failed: causal_conv1d ({name}, float32): values")
     assert "state is off by rms 1, worst 1; allowed 1e-05 and 1e-05" in line
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["passed"] is False
