@@ -19,6 +19,7 @@ from dnassm.errors import ConfigError, FormatError, GenomeError, LabelError
 from dnassm.registry import did_you_mean
 
 _GFF_COLUMNS = 9
+_BED12_COLUMNS = 12
 _GTF_PAIR = re.compile(r"""\s*([^\s;]+)(?:\s+(?:"([^"]*)"|([^;]*)))?\s*(?:;|$)""")
 _NOT_STRANDED = (".", "?", "*")
 _BED_START_NAMES = ("start", "chromstart", "begin")
@@ -105,6 +106,41 @@ def read_bed(path: Path | str) -> list[BedRecord]:
     return records
 
 
+def bed_blocks(record: BedRecord, *, source: Path | str = "BED") -> tuple[Interval, ...]:
+    """The blocks of a record of BED12, on its strand; the record itself where it names none.
+
+    Args:
+        record: with columns 10 to 12: number, sizes and starts of its blocks.
+        source: what the record comes from, for error messages.
+
+    Raises:
+        FormatError: the columns are no such numbers, or a block lies outside of the record.
+    """
+    whole = record.interval
+    if len(record.columns) < _BED12_COLUMNS - 3:
+        return (whole,)
+    where = f"{source}:{record.line}"
+    count = _integer(record.columns[6], "number of blocks", where)
+    sizes, starts = (
+        [_integer(item, f"block {name}", where) for item in text.split(",") if item.strip()]
+        for text, name in ((record.columns[7], "size"), (record.columns[8], "start"))
+    )
+    if count != len(sizes) or count != len(starts):
+        raise FormatError(
+            f"{where}: expected {count} block sizes and starts, got {len(sizes)} and {len(starts)}"
+        )
+    blocks = []
+    for size, start in zip(sizes, starts, strict=True):
+        first, last = whole.start + start, whole.start + start + size
+        if not whole.start <= first <= last <= whole.end:
+            raise FormatError(
+                f"{where}: block [{first}, {last}) lies outside of the record "
+                f"[{whole.start}, {whole.end})"
+            )
+        blocks.append(Interval(whole.contig, first, last, whole.strand))
+    return tuple(blocks) or (whole,)
+
+
 def _feature(line: str, number: int, where: str) -> Feature:
     fields = line.split("\t")
     if len(fields) != _GFF_COLUMNS:
@@ -169,6 +205,8 @@ def _bed_record(
     end = _integer(fields[2], "end", where)
     if not 0 <= start <= end:
         raise FormatError(f"{where}: expected 0 <= start <= end, got start {start} and end {end}")
+    if not fields[0].strip():
+        raise FormatError(f"{where}: expected the name of a contig in column 1, got {fields[0]!r}")
     strand = _strand(fields[5], where) if len(fields) > 5 else "+"
     return BedRecord(
         Interval(fields[0], start, end, strand),
@@ -193,8 +231,9 @@ def _named(fields: Sequence[str], header: Mapping[str, int], name: str, where: s
 
 
 def _integer(text: str, name: str, where: str) -> int:
-    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
-        raise FormatError(f"{where}: {name}: expected a whole number of bases, got {text!r}")
+    # More digits than 18 are no length of any sequence, and no number of 64 bits.
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+        raise FormatError(f"{where}: {name}: expected a whole number of bases, got {text[:40]!r}")
     return int(text)
 
 

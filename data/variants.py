@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dnassm.artifact import staged_file
 from dnassm.data.alphabet import decode
 from dnassm.data.interval import Interval
-from dnassm.data.vcf import COLUMNS, VcfReader, allele_kind, info_fields
+from dnassm.data.vcf import COLUMNS, TELOMERE, VcfReader, allele_kind, info_fields
 from dnassm.errors import FormatError, GenomeError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_variants(path: Path | str, *, info: bool = True) -> VariantFile:
 
     Those are named in `VariantFile.refused`: symbolic alleles, breakends, ``*``, ``.``, and
     alleles with IUPAC letters other than A C G T N; so are all alleles of a record whose REF has
-    such letters.
+    such letters, or whose POS is 0, before the first base.
 
     Args:
         path: the file.
@@ -93,7 +93,7 @@ def read_variants(path: Path | str, *, info: bool = True) -> VariantFile:
     refused: Counter[str] = Counter()
     examples: dict[str, tuple[str, int]] = {}
     for record in reader:
-        wrong_ref = allele_kind(record.ref)
+        wrong_ref = allele_kind(record.ref) or (TELOMERE if record.position < 0 else None)
         for alt in record.alts:
             if kind := wrong_ref or _kind(alt, reader.path, record.line):
                 refused[kind] += 1

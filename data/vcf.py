@@ -20,8 +20,9 @@ STAR = "'*' (deleted by another record)"
 SYMBOLIC = "symbolic"
 BREAKEND = "breakend"
 AMBIGUOUS = "ambiguous letters"
-REFUSED_KINDS = (MISSING, STAR, SYMBOLIC, BREAKEND, AMBIGUOUS)
-"""What an allele can be instead of a sequence of A C G T N."""
+TELOMERE = "at the telomere (POS 0)"
+REFUSED_KINDS = (MISSING, STAR, SYMBOLIC, BREAKEND, AMBIGUOUS, TELOMERE)
+"""What an allele can be instead of a sequence of A C G T N at bases of the contig."""
 
 _BASES = frozenset("ACGTN")
 _SEQUENCE = re.compile(r"[ACGTN]+")
@@ -43,7 +44,7 @@ class VcfRecord(NamedTuple):
     """From 1."""
     contig: str
     position: int
-    """0-based, of the first base of `ref`; the file counts from 1."""
+    """0-based, of the first base of `ref`; the file counts from 1, and -1 is its POS 0."""
     id: str
     ref: str
     """Upper case: letters A C G T N, or other IUPAC letters."""
@@ -160,17 +161,15 @@ def _record(line: str, number: int, header: int, path: Path) -> VcfRecord:
         raise FormatError(
             f"{path}:{number}: CHROM must be a name without white space, got {contig!r}"
         )
-    if not _POSITION.fullmatch(position) or (at := int(position)) == 0:
-        raise FormatError(
-            f"{path}:{number}: POS must be a whole number from 1 on, got {position[:40]!r}"
-        )
+    if not _POSITION.fullmatch(position):
+        raise FormatError(f"{path}:{number}: POS must be a whole number, got {position[:40]!r}")
     ref = ref.upper() if ref.isascii() else ref  # the upper case of ß is SS
     if ref not in _BASES and not _IUPAC.fullmatch(ref):
         raise FormatError(
             f"{path}:{number}: REF must be letters A C G T N or IUPAC, got {ref[:60]!r}"
         )
     samples = columns[least] if len(columns) > least else ""
-    return VcfRecord(number, contig, at - 1, name, ref, _alts(alts), info, samples)
+    return VcfRecord(number, contig, int(position) - 1, name, ref, _alts(alts), info, samples)
 
 
 def _alts(text: str) -> tuple[str, ...]:

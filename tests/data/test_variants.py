@@ -72,8 +72,9 @@ def test_what_is_written_is_read_back(tmp_path_factory, several, name):
         (record(), "x.vcf:1: expected the header line"),
         ("#CHROM\tPOS\n", "x.vcf:1: expected the header CHROM POS ID"),
         (HEADER + "c 5 . A G . . .\n", "x.vcf:3: expected at least 8 columns"),
-        (HEADER + record(pos="five"), "x.vcf:3: POS must be a whole number from 1 on, got 'five'"),
-        (HEADER + record(pos="0"), "got '0'"),
+        (HEADER + record(pos="five"), "x.vcf:3: POS must be a whole number, got 'five'"),
+        (HEADER + record(pos="0"), "POS 0"),
+        (HEADER + record(pos="-1"), "got '-1'"),
         (HEADER + record(pos="٣"), "POS must be"),
         (HEADER + record(ref="AX"), "x.vcf:3: REF must be letters A C G T N or IUPAC, got 'AX'"),
         (HEADER + record(ref="R"), r"x.vcf:3: 'R' \(ambiguous letters\) has no sequence"),
@@ -173,7 +174,7 @@ def oracle(text):
         columns = line.removesuffix("\r").split("\t")
         for alt in re.sub("<[^<>]*>", "<>", columns[4]).split(","):
             ref, alt = columns[3].upper(), alt.upper()
-            if set(ref + alt) <= set("ACGTN") and alt:
+            if set(ref + alt) <= set("ACGTN") and alt and int(columns[1]):
                 found.append((columns[0], int(columns[1]) - 1, ref, alt))
     return found
 
