@@ -6,7 +6,7 @@ import abc
 import operator
 from collections.abc import Sequence
 
-from dnassm.data.interval import Interval
+from dnassm.data.interval import Interval, Strand
 from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import Registry, did_you_mean
@@ -39,6 +39,25 @@ def stream_of(seed: int, epoch: int) -> int:
     return splitmix64(splitmix64(seed & _MASK, 0) ^ (epoch & _MASK), 0)
 
 
+def permuted(index: int, count: int, stream: int) -> int:
+    """Place of `index` in the permutation of ``range(count)`` that `stream` stands for.
+
+    A Feistel network over the next even number of bits, walked until it falls inside the range:
+    at most 4 steps on average, no table of `count` numbers. A Feistel network is a bijection
+    whatever its round function is (Luby and Rackoff 1988, doi:10.1137/0217022); four rounds mix.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    key = mix64(stream ^ _GAMMA)  # else the rounds would use the numbers that windows are drawn by
+    while True:
+        left, right = index >> half, index & low
+        for number in range(4):
+            left, right = right, left ^ (mix64(splitmix64(key, number) ^ right) & low)
+        index = (left << half) | right
+        if index < count:
+            return index
+
+
 class Sampler(abc.ABC):
     """Maps (seed, epoch, index) to the Interval of a window.
 
@@ -58,10 +77,7 @@ class Sampler(abc.ABC):
     def __init__(
         self, store: GenomeStore, *, split: str, length: int, rc_probability: float
     ) -> None:
-        if length < 1:
-            raise ConfigError(f"length: expected at least 1 base, got {length}")
-        if not 0.0 <= rc_probability <= 1.0:
-            raise ConfigError(f"rc_probability: expected a number in [0, 1], got {rc_probability}")
+        check_window(length, rc_probability)
         self.split = split
         self.length = length
         self.rc_probability = rc_probability
@@ -81,10 +97,35 @@ class Sampler(abc.ABC):
 
     def _draw(self, seed: int, epoch: int, index: int) -> tuple[int, int]:
         """Two independent 64-bit numbers of (seed, epoch, index)."""
-        if not 0 <= operator.index(index) < len(self):
-            raise ConfigError(f"sampler: expected an index in [0, {len(self)}), got {index}")
+        check_index(index, len(self))
         stream = stream_of(seed, epoch)
         return splitmix64(stream, 2 * index), splitmix64(stream, 2 * index + 1)
+
+    def _strand(self, number: int) -> Strand:
+        """Strand that a 64-bit number stands for."""
+        return "-" if number < self._minus_below else "+"
+
+
+def check_window(length: int, rc_probability: float) -> None:
+    """Refuse a window that is empty and a share of minus strands that is none.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    if length < 1:
+        raise ConfigError(f"length: expected at least 1 base, got {length}")
+    if not 0.0 <= rc_probability <= 1.0:
+        raise ConfigError(f"rc_probability: expected a number in [0, 1], got {rc_probability}")
+
+
+def check_index(index: int, count: int) -> None:
+    """Refuse an index outside of an epoch of `count`.
+
+    Raises:
+        ConfigError: names the index and the range.
+    """
+    if not 0 <= operator.index(index) < count:
+        raise ConfigError(f"sampler: expected an index in [0, {count}), got {index}")
 
 
 def intervals_of_split(store: GenomeStore, split: str) -> Sequence[Interval]:

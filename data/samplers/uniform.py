@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
-
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
 from dnassm.data.interval import Interval
+from dnassm.data.places import Places
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split
 from dnassm.data.store import GenomeStore
 
@@ -43,35 +42,21 @@ class UniformSampler(Sampler):
         super().__init__(store, split=split, length=length, rc_probability=rc_probability)
         intervals = intervals_of_split(store, split)
         unknown = max_unknown(length, max_n_fraction)
-        self._contigs: list[str] = []
-        self._shifts: list[int] = []  # start = rank + shift, within each stretch of ranks
-        self._last_ranks: list[int] = []
+        self._places = Places()
         self._windows = 0
-        rank = 0
         for interval in intervals:
             runs = unknown_runs(store, interval)
-            stretches = admissible_starts(runs, interval, length, unknown).tolist()
-            self._windows += len(interval) // length if stretches else 0
-            for first, stop in stretches:
-                self._contigs.append(interval.contig)
-                self._shifts.append(first - rank)
-                rank += stop - first
-                self._last_ranks.append(rank)
-        if not self._last_ranks:
+            starts = admissible_starts(runs, interval, length, unknown)
+            self._places.add(interval.contig, starts)
+            self._windows += len(interval) // length if len(starts) else 0
+        if not len(self._places):
             raise no_window(store, split, intervals, f"{length} bp with few enough N")
 
     def __call__(self, seed: int, epoch: int, index: int) -> Interval:
         """Return the window; see `Sampler.__call__`."""
         place, strand = self._draw(seed, epoch, index)
-        rank = (place * self._last_ranks[-1]) >> 64
-        stretch = bisect.bisect_right(self._last_ranks, rank)
-        start = rank + self._shifts[stretch]
-        return Interval(
-            self._contigs[stretch],
-            start,
-            start + self.length,
-            "-" if strand < self._minus_below else "+",
-        )
+        contig, start = self._places.draw(place)
+        return Interval(contig, start, start + self.length, self._strand(strand))
 
     def __len__(self) -> int:
         return self._windows
