@@ -25,7 +25,7 @@ from dnassm.kernels.vector_code import NUMBER_KINDS, VECTOR_BYTES
 
 PRIORITY = 30
 
-WIDEST = 64
+WIDEST = 32
 """Taps: each is written out, and a tile is longer than they are."""
 # Numbers up to which one thread does the work: to wake a second costs 50 us.
 _ALONE = 1 << 18

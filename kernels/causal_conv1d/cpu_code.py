@@ -23,11 +23,11 @@ from dnassm.kernels.vector_math import (
     write_tile_writer,
 )
 
-TILE = 128
+TILE = 256
 """Positions of a piece: a sequence is cut into so long ones."""
 CHANNELS = 256
 """Channels of a task at most."""
-_GROUP = 4
+_GROUP = 8
 """Positions that are computed together; one where the taps alone fill the registers."""
 _MANY_TAPS = 8
 
