@@ -16,7 +16,7 @@ from dnassm.data.interval import Interval
 from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError
 
-_LEAST_BLOCK, _MOST_BLOCK = 1 << 12, 1 << 16
+_LEAST_BLOCK, _MOST_BLOCK = 1 << 11, 1 << 16
 _FIRST_OF_IUPAC = {"R": "A", "Y": "C", "S": "C", "W": "A", "K": "G", "M": "A"} | {
     "B": "C",
     "D": "A",
@@ -77,7 +77,7 @@ class GenomeReader:
     """Bases of a store at any coordinates, those outside of a contig filled; for many short reads.
 
     It keeps a stretch around the last read, so that reads in the order of the genome cost a slice
-    each: 4 kb after a jump, up to 64 kb while reads go on nearby. Not to be shared between threads.
+    each: 2 kb after a jump, up to 64 kb while reads go on nearby. Not to be shared between threads.
 
     Args:
         store: the genome.
@@ -112,8 +112,10 @@ class GenomeReader:
             GenomeError: no such contig.
         """
         offset = self._locate(contig, start, end)
+        if self._block == _LEAST_BLOCK:  # after a jump: no other read may come here
+            return self._spelt(offset, offset + end - start)
         if self._letters is None:
-            self._letters = self._block_letters()
+            self._letters = self._spelt(0, self._codes.size)
         return self._letters[offset : offset + end - start]
 
     def _locate(self, contig: str, start: int, end: int) -> int:
@@ -137,10 +139,11 @@ class GenomeReader:
         )
         self._contig, self._start, self._codes, self._letters = contig, begin, codes, None
 
-    def _block_letters(self) -> str:
-        letters = _VCF_LETTER[self._codes]
-        positions = (-self._start, self.store.contig(self._contig).length - self._start)
-        before, after = (min(max(at, 0), letters.size) for at in positions)
-        letters[:before] = ord(".")
-        letters[after:] = ord(".")
+    def _spelt(self, first: int, last: int) -> str:
+        """Letters of a part of the stretch that is kept."""
+        letters = _VCF_LETTER[self._codes[first:last]]
+        start, size = self._start + first, self.store.contig(self._contig).length
+        if start < 0 or start + letters.size > size:
+            letters[: max(0, -start)] = ord(".")
+            letters[max(0, size - start) :] = ord(".")
         return letters.tobytes().decode("ascii")
