@@ -126,6 +126,10 @@ def test_each_piece_has_a_strand_of_its_own(probability, store):
     pieces = [piece for epoch in range(40) for row in epoch_of(rows, epoch) for piece in row]
     share = np.mean([piece.strand == "-" for piece in pieces])
     assert abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / len(pieces))
+    pairs = [row[:2] for epoch in range(40) for row in epoch_of(rows, epoch) if len(row) > 1]
+    differ = np.mean([one.strand != other.strand for one, other in pairs])
+    expected = 2 * probability * (1 - probability)
+    assert abs(differ - expected) <= 5 * np.sqrt(expected * (1 - expected) / len(pairs))
 
 
 @pytest.mark.parametrize("settings", [{}, {"k": 3}, {"k": 6}])

@@ -103,6 +103,7 @@ def test_unknown_bases_break_words_and_are_read_back(trained):
 def test_merges_that_make_one_word_twice_share_its_id():
     tokenizer = BpeTokenizer(merges=["A A", "AA A", "A AA", "AAA C"])
     assert tokenizer.vocab[8:] == ("AA", "AAA", "AAAC")
+    assert tokenizer.encode("AAANAAAC").tolist() == [9, 4, 10]
     assert tokenizer.decode(tokenizer.encode("AAAACAAC")) == "AAAACAAC"
 
 
