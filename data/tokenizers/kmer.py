@@ -68,19 +68,26 @@ class KmerTokenizer(Tokenizer):
         """Encode store codes (..., L) to int64 tokens (..., ceil(L / bases_per_token))."""
         self._check_codes(codes)
         words = self._words(codes & np.uint8(BASE))
+        last = words[..., 0]
+        for place in range(1, self.k):
+            last = np.maximum(last, words[..., place])
+        tokens = self._numbers(words)
+        odd = np.nonzero(last > T)
+        if odd[0].size:
+            tokens[odd] = self._odd(words[odd])
+        return tokens
+
+    def _odd(self, words: Codes) -> Tokens:
+        """Tokens (n,) of words (n, k) in which some base is unknown or padding."""
         known = words <= T
-        if known.all():
-            return self._numbers(words)
-        real = words != PAD
-        size = np.count_nonzero(real, axis=-1)
-        value = self._numbers(np.where(known, words, 0))
-        value >>= 2 * (self.k - size)
+        size = np.count_nonzero(words != PAD, axis=-1)
+        value = self._numbers(np.where(known, words, 0)) >> 2 * (self.k - size)
         value += self._first[size]
         # Bases that follow padding would be read as others: such a word is unknown, too.
         leading = np.logical_and.accumulate(known, axis=-1).sum(axis=-1)
-        value = np.where(leading == size, value, self._unknown[size])
-        value[size == 0] = self.pad_id
-        return value
+        tokens: Tokens = np.where(leading == size, value, self._unknown[size])
+        tokens[size == 0] = self.pad_id
+        return tokens
 
     def decode(self, tokens: npt.ArrayLike) -> str:
         """Write tokens (L,) as text, of overlapping words the first base; see `Tokenizer.decode`.
@@ -110,12 +117,12 @@ class KmerTokenizer(Tokenizer):
         return np.lib.stride_tricks.sliding_window_view(bases, self.k, axis=-1)
 
     def _numbers(self, words: Codes) -> Tokens:
-        """Words (..., k) of A C G T as numbers to base 4."""
-        value = words[..., 0].astype(np.int64)
+        """Words (..., k) of A C G T as numbers to base 4; 16 bits hold eight bases."""
+        value = words[..., 0].astype(np.uint16)
         for place in range(1, self.k):
             value <<= 2
             value |= words[..., place]
-        return value
+        return value.astype(np.int64)
 
 
 def _count(k: int) -> int:

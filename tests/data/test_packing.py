@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from dnassm.data.store import GenomeStore, build_store
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.data.windows import make_loader
 from dnassm.errors import ConfigError, GenomeError
+from dnassm.kernels.selective_scan import selective_scan
 
 LENGTH = 96
 SINGLE = TOKENIZERS["single"]()
@@ -150,6 +152,23 @@ def test_each_sequence_of_a_batch_is_a_piece_and_the_rest_is_padding(settings, s
     assert found == [tokenizer.encode_codes(store.fetch(piece)).tolist() for piece in pieces]
     whole = sum(len(part) for part in found)
     assert (tokens == tokenizer.pad_id).sum() == tokens.size - whole
+
+
+def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
+    batch = next(iter(make_loader(PackedDataset(store, SINGLE, rows, seed=3), batch_size=4)))
+    values = torch.linspace(-1, 1, SINGLE.vocab_size, dtype=torch.float64)
+
+    def scan(tokens: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+        x = values[tokens][..., None]
+        ones = torch.ones_like(x)[..., None]
+        A = torch.full((1, 1), -0.1, dtype=torch.float64)
+        return selective_scan(x, torch.ones_like(x), A, ones, ones, cu_seqlens=cu_seqlens)
+
+    packed = scan(batch.tokens, batch.cu_seqlens)
+    assert len(batch.cu_seqlens) > 5
+    for start, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+        alone = scan(batch.tokens[:, start:end], None)
+        torch.testing.assert_close(packed[:, start:end], alone)
 
 
 def batches(loader) -> list[tuple[list, list]]:
