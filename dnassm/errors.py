@@ -43,6 +43,10 @@ class ArtifactError(DnassmError, OSError):
     """An artifact cannot be read or written: missing, too new, target taken, disk full."""
 
 
+class FetchError(DnassmError, OSError):
+    """A download failed, or what came is not what its publisher or the lock file says."""
+
+
 class MissingExtraError(DnassmError, ImportError):
     """An optional dependency is not installed."""
 

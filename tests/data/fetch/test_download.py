@@ -1,0 +1,633 @@
+"""One name from a server that cuts, lies, moves and is full; every fault is one line."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dnassm.data.fetch import download, web
+from dnassm.data.fetch.catalogue import Entry, RemoteFile
+from dnassm.data.fetch.download import Transfer
+from dnassm.data.fetch.job import fetch
+from dnassm.data.fetch.lock import LOCK_NAME, add_record, read_lock, record
+from dnassm.errors import ArtifactError, DnassmError, FetchError, UnknownNameError
+
+HOST = "files.example.org"
+LETTERS = np.frombuffer(b"ACGT\n", np.uint8)
+DATA = b">chr1\n" + LETTERS[np.random.default_rng(0).integers(0, 5, 1_000_000)].tobytes()
+MD5 = hashlib.md5(DATA).hexdigest()
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+OTHER_NOTE = '{"url": "https://other.example/x", "validator": "\\"one\\"", "total": null}'
+
+
+def entry(*names: str, checksums: str | None = None, form: str = "md5sum", **more) -> Entry:
+    url = f"https://{HOST}/d/"
+    listed = None if checksums is None else url + checksums
+    files = tuple(
+        RemoteFile(name, url + name, listed, form, more.get("unpack", False)) for name in names
+    )
+    return Entry("toy", "genome", "a toy", url, None, True, files)
+
+
+@pytest.fixture
+def bring(shelf, tmp_path):
+    def call(what: Entry | None = None, *, max_bytes: int = 10_000_000, tries: int = 3, **options):
+        transfer = Transfer(mirror=shelf.mirror, max_bytes=max_bytes, tries=tries, pause_s=0.01)
+        return fetch(what or entry("genome.fa"), tmp_path / "out", transfer, **options)
+
+    return call
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "out" / "toy" / "genome.fa"
+
+
+def only_the_file(target: Path) -> bool:
+    return {path.name for path in target.parent.iterdir()} == {target.name, LOCK_NAME}
+
+
+def refused(bring, match: str, *arguments, error: type[Exception] = FetchError, **options) -> str:
+    with pytest.raises(error, match=match) as caught:
+        bring(*arguments, **options)
+    assert isinstance(caught.value, DnassmError)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_comes_with_its_bytes_and_nothing_else(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    (found,) = bring()
+    assert Path(found.path).read_bytes() == DATA
+    assert (found.sha256, found.size, found.checked, found.new) == (
+        SHA256,
+        len(DATA),
+        "nothing",
+        True,
+    )
+    assert only_the_file(target)
+
+
+def test_a_file_that_is_there_is_checked_and_not_asked_for_again(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    bring()
+    shelf.seen.clear()
+    (found,) = bring()
+    assert not found.new
+    assert shelf.seen == []
+    target.write_bytes(DATA[:-1] + b"N")
+    said = refused(bring, "changed on disk")
+    assert SHA256 in said
+    assert "--force" in said
+    bring(force=True)
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("validator", [{"ETag": '"one"'}, {"Last-Modified": "Sun, 1 Nov 2026"}])
+def test_a_cut_connection_is_taken_up_where_it_was_cut(bring, shelf, target, validator):
+    shelf.put("d/genome.fa", DATA, cuts=[300_000, 0, 300_000], validator=validator)
+    bring()
+    assert target.read_bytes() == DATA
+    assert shelf.ranges() == [None, "bytes=300000-", "bytes=300000-", "bytes=600000-"]
+
+
+@pytest.mark.parametrize("validator", [{}, {"ETag": 'W/"weak"'}])
+def test_without_a_promise_that_the_file_is_the_same_it_begins_anew(
+    bring, shelf, target, validator
+):
+    shelf.put("d/genome.fa", DATA, cuts=[300_000] * 3, validator=validator)
+    refused(bring, "expected 1000006 bytes, got 300000")
+    bring()
+    assert target.read_bytes() == DATA
+    assert "bytes=300000-" not in shelf.ranges()[3:]
+
+
+def test_not_a_byte_of_a_short_answer_is_lost(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA, cuts=[100])
+    bring()
+    assert shelf.ranges() == [None, "bytes=100-"]
+    assert target.read_bytes() == DATA
+
+
+def test_a_server_that_ignores_ranges_sends_all_of_it_again(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA, cuts=[300_000], ranges=False)
+    bring()
+    assert target.read_bytes() == DATA
+
+
+def test_a_server_that_answers_with_another_range_is_asked_anew(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA, cuts=[300_000], range_shift=7)
+    bring()
+    assert target.read_bytes() == DATA
+    assert shelf.ranges() == [None, "bytes=300000-", None]
+
+
+def test_a_server_that_never_finishes_is_given_up_and_the_next_call_goes_on(bring, shelf, target):
+    page = shelf.put("d/genome.fa", DATA, cuts=[200_000, 0, 0, 0, 0, 0])
+    said = refused(bring, "expected 1000006 bytes, got 200000")
+    assert "run the same command again" in said
+    assert len(shelf.seen) == 3
+    page.cuts.clear()
+    shelf.seen.clear()
+    bring()
+    assert shelf.ranges() == ["bytes=200000-"]
+    assert target.read_bytes() == DATA
+
+
+def test_a_server_that_always_cuts_and_has_no_ranges_is_given_up(bring, shelf):
+    shelf.put("d/genome.fa", DATA, cuts=[500_000] * 50, range_shift=1)
+    refused(bring, "expected")
+    assert len(shelf.seen) < 10
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(bring, shelf, target):
+    page = shelf.put("d/genome.fa", DATA, cuts=[300_000, 0, 0])
+    refused(bring, "cut")
+    page.data, page.validator = DATA[::-1].replace(b"1rhc>", b"") + b"A", {"ETag": '"two"'}
+    page.data = b">" + page.data
+    bring()
+    assert target.read_bytes() == page.data
+
+
+def test_a_whole_part_needs_its_name_only(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    bring()
+    part = target.with_name("genome.fa.part")
+    target.rename(part)
+    note = {"url": f"{shelf.mirror}/{HOST}/d/genome.fa", "validator": '"one"', "total": len(DATA)}
+    part.with_name("genome.fa.part.json").write_text(json.dumps(note))
+    shelf.seen.clear()
+    bring()
+    assert shelf.seen == []
+    assert only_the_file(target)
+
+
+def test_a_part_that_is_too_long_begins_anew(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    target.parent.mkdir(parents=True)
+    target.with_name("genome.fa.part").write_bytes(DATA + b"more")
+    note = {"url": f"{shelf.mirror}/{HOST}/d/genome.fa", "validator": '"one"', "total": len(DATA)}
+    target.with_name("genome.fa.part.json").write_text(json.dumps(note))
+    bring()
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"url": 3}', OTHER_NOTE])
+def test_a_part_of_unknown_origin_is_dropped(bring, shelf, target, note):
+    shelf.put("d/genome.fa", DATA)
+    target.parent.mkdir(parents=True)
+    target.with_name("genome.fa.part").write_bytes(b"something else")
+    target.with_name("genome.fa.part.json").write_text(note)
+    bring()
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_missing_page_is_one_line_with_the_address_and_what_to_do(bring, shelf, target, status):
+    shelf.put("d/genome.fa", DATA, failures=[status])
+    said = refused(bring, f"genome.fa: expected the file, got {status}")
+    assert "dnassm fetch --list" in said
+    assert not target.exists()
+
+
+def test_a_busy_server_is_asked_again(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA, failures=[503, 429])
+    bring()
+    assert target.read_bytes() == DATA
+    shelf.put("d/genome.fa", DATA, failures=[503] * 9)
+    refused(bring, "503.*try later or name a --mirror", force=True)
+
+
+def test_no_server_at_all_is_one_line(tmp_path):
+    transfer = Transfer(mirror="http://127.0.0.1:9", tries=1)
+    with pytest.raises(FetchError, match=r"got no connection .*refused.*--mirror"):
+        fetch(entry("genome.fa"), tmp_path, transfer)
+
+
+@pytest.mark.parametrize(
+    ("data", "headers"),
+    [
+        (b"\n<!DOCTYPE html><html>log in", {}),
+        (b"<HTML>", {"Content-Type": "application/gzip"}),
+        (b"please log in", {"Content-Type": "text/html; charset=utf-8"}),
+    ],
+)
+def test_a_web_page_in_place_of_the_file_is_refused(bring, shelf, target, data, headers):
+    shelf.put("d/genome.fa", data, headers=headers)
+    refused(bring, r"expected a file like genome.fa, got a web page; .*browser")
+    assert not target.exists()
+    shelf.put("d/genome.fa", DATA)
+    bring()
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("name", ["genome.fa", "genome.fa.gz", "t.parquet", "t.xlsx", "t.fna"])
+def test_data_of_another_kind_is_refused(bring, shelf, name):
+    shelf.put(f"d/{name}", b"\x7fELF and so on")
+    refused(bring, f"expected a file like {name}, got data that begins with b'.x7fELF", entry(name))
+
+
+def test_an_empty_answer_is_refused(bring, shelf):
+    shelf.put("d/genome.fa", b"")
+    refused(bring, "expected a file, got nothing")
+
+
+def test_a_file_that_is_announced_as_too_long_is_refused_before_it_comes(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    refused(bring, r"expected at most 999 kB.*raise --max-gb", max_bytes=999_000)
+    assert target.with_name("genome.fa.part").stat().st_size == 0
+
+
+def test_more_than_the_limit_from_a_server_that_does_not_say_how_much_is_stopped(bring, shelf):
+    shelf.put("d/genome.fa", DATA, length=False)
+    shelf.put("d/md5sum.txt", f"{MD5}  genome.fa\n".encode())
+    refused(bring, "expected at most", entry("genome.fa", checksums="md5sum.txt"), max_bytes=1000)
+
+
+def test_more_than_announced_is_not_read(bring, shelf, target):
+    page = shelf.put("d/genome.fa", DATA + b"and more", length=False)
+    page.headers["Content-Length"] = str(len(DATA))
+    bring()
+    assert target.read_bytes() == DATA
+
+
+def test_an_unknown_length_needs_a_checksum(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA, length=False)
+    refused(bring, "expected its length or a checksum, got neither")
+    shelf.put("d/md5sum.txt", f"{MD5}  genome.fa\n".encode())
+    bring(entry("genome.fa", checksums="md5sum.txt"))
+    assert target.read_bytes() == DATA
+
+
+def test_a_compressed_transfer_is_refused_but_x_gzip_of_a_gz_file_is_the_file(bring, shelf):
+    shelf.put("d/genome.fa", DATA, headers={"Content-Encoding": "gzip"})
+    refused(bring, "expected the file as it is, got it in gzip")
+    shelf.put("d/genome.fa.gz", b"\x1f\x8b rest", headers={"Content-Encoding": "x-gzip"})
+    (found,) = bring(entry("genome.fa.gz"))
+    assert Path(found.path).read_bytes() == b"\x1f\x8b rest"
+
+
+@pytest.mark.parametrize("to", ["http://127.0.0.1:1/x", "file:///etc/passwd", "ftp://h/x"])
+def test_a_redirect_to_anything_but_https_is_refused(bring, shelf, to):
+    shelf.put("d/genome.fa", b"moved", status=302, headers={"Location": to})
+    refused(bring, "expected the file or a redirect to https, got a redirect to")
+
+
+def test_a_redirect_to_https_is_followed_with_the_range(monkeypatch):
+    asked = []
+
+    def ask(url, headers):
+        asked.append((url, headers))
+        if len(asked) == 3:
+            return "the file"
+        to = Message()
+        to["Location"] = ["https://b.example/y", "/z"][len(asked) - 1]
+        raise urllib.error.HTTPError(url, 302, "Found", to, io.BytesIO())
+
+    monkeypatch.setattr(web, "_ask", ask)
+    assert web.open_url("https://a.example/x", headers={"Range": "bytes=5-"}) == "the file"
+    addresses = ["https://a.example/x", "https://b.example/y", "https://b.example/z"]
+    assert asked == [(url, {"Range": "bytes=5-"}) for url in addresses]
+
+
+def test_redirects_in_a_circle_end(monkeypatch):
+    def ask(url, headers):
+        to = Message()
+        to["Location"] = "https://a.example/x"
+        raise urllib.error.HTTPError(url, 302, "Found", to, io.BytesIO())
+
+    monkeypatch.setattr(web, "_ask", ask)
+    with pytest.raises(FetchError, match="got 10 redirects"):
+        web.open_url("https://a.example/x")
+
+
+@pytest.mark.parametrize("url", ["http://h/x", "file:///etc/passwd", "ftp://h/x", "x"])
+def test_only_https_is_opened(url):
+    with pytest.raises(FetchError, match="expected an address that begins with https"):
+        web.open_url(url)
+
+
+@pytest.mark.parametrize("mirror", ["file:///data", "here", "https:///x", ""])
+def test_a_mirror_is_a_web_address(tmp_path, mirror):
+    with pytest.raises(FetchError, match="expected an address like https://host/folder"):
+        fetch(entry("genome.fa"), tmp_path, Transfer(mirror=mirror))
+
+
+# Checksums
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{MD5}  genome.fa",
+        f"{MD5} *genome.fa",
+        f"{MD5.upper()}  ./genome.fa",
+        SHA256 + " genome.fa",
+    ],
+)
+def test_the_publishers_checksum_is_found_and_held_to(bring, shelf, line):
+    shelf.put("d/genome.fa", DATA)
+    shelf.put("d/md5sum.txt", f"{'0' * 32}  other.fa\n{line}\n\n".encode())
+    (found,) = bring(entry("genome.fa", checksums="md5sum.txt"))
+    assert found.checked.endswith("of https://files.example.org/d/md5sum.txt")
+
+
+def test_wrong_bytes_are_deleted_and_the_error_names_both_checksums(bring, shelf, target):
+    wrong = DATA[:-1] + b"N"
+    shelf.put("d/genome.fa", wrong)
+    shelf.put("d/md5sum.txt", f"{MD5}  genome.fa\n".encode())
+    said = refused(bring, "md5", entry("genome.fa", checksums="md5sum.txt"))
+    assert MD5 in said
+    assert hashlib.md5(wrong).hexdigest() in said
+    assert "md5sum.txt" in said
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no list at all",
+        "0" * 32 + "  genome.fa\n" + "1" * 32 + "  genome.fa\n",
+        MD5 + "  a/genome.fa",
+    ],
+)
+def test_a_list_without_one_checksum_of_the_file_is_an_error(bring, shelf, text):
+    shelf.put("d/genome.fa", DATA)
+    shelf.put("d/md5sum.txt", text.encode())
+    what = entry("genome.fa", checksums="md5sum.txt")
+    refused(bring, "expected one checksum of genome.fa, got [02].*--trust-first", what)
+    (found,) = bring(what, trust_first=True)
+    assert found.checked == "nothing"
+
+
+def test_a_list_that_is_missing_or_a_web_page_or_cut_is_an_error(bring, shelf):
+    shelf.put("d/genome.fa", DATA)
+    what = entry("genome.fa", checksums="md5sum.txt")
+    refused(bring, "md5sum.txt: expected the file, got 404.*--trust-first", what)
+    shelf.put("d/md5sum.txt", b"<html>")
+    refused(bring, "expected a list of checksums, got a web page", what)
+    shelf.put("d/md5sum.txt", f"{MD5}  genome.fa\n".encode() * 9, cuts=[70] * 3)
+    refused(bring, "expected 396 bytes, got 70", what)
+
+
+def test_a_list_on_a_busy_server_is_asked_for_again(bring, shelf):
+    shelf.put("d/genome.fa", DATA)
+    shelf.put("d/md5sum.txt", f"{MD5}  genome.fa\n".encode(), failures=[503, 503])
+    (found,) = bring(entry("genome.fa", checksums="md5sum.txt"))
+    assert found.checked.startswith("md5")
+
+
+def test_an_archive_is_checked_recorded_and_unpacked_once(bring, shelf, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        info = tarfile.TarInfo("chr1.fa")
+        info.size = len(DATA)
+        tar.addfile(info, io.BytesIO(DATA))
+    shelf.put("d/chromFa.tar.gz", packed.getvalue())
+    what = entry("chromFa.tar.gz", unpack=True)
+    for _ in range(2):
+        (found,) = bring(what)
+        assert (Path(found.path) / "chr1.fa").read_bytes() == DATA
+        assert found.sha256 == hashlib.sha256(packed.getvalue()).hexdigest()
+    assert len(shelf.seen) == 1
+
+
+def test_a_list_is_read_once_for_all_files(bring, shelf):
+    for name in ("a.fa", "b.fa"):
+        shelf.put(f"d/{name}", DATA)
+    shelf.put("d/md5sum.txt", f"{MD5}  a.fa\n{MD5}  b.fa\n".encode())
+    bring(entry("a.fa", "b.fa", checksums="md5sum.txt"))
+    assert len(shelf.seen) == 3
+
+
+def test_the_hub_lists_sha256_of_large_files_and_gits_name_of_small_ones(bring, shelf):
+    small = b"sequence,label\nACGT,1\n"
+    oid = hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest()
+    listing = [
+        {"type": "file", "path": "d/large.fa", "oid": "f" * 40, "lfs": {"oid": SHA256}},
+        {"type": "file", "path": "d/small.csv", "oid": oid},
+    ]
+    shelf.put("d/large.fa", DATA)
+    shelf.put("d/small.csv", small)
+    shelf.put("d/tree", json.dumps(listing).encode())
+    what = entry("large.fa", "small.csv", checksums="tree", form="hub")
+    assert [file.checked.split()[0] for file in bring(what)] == ["sha256", "git-sha1"]
+    shelf.put("d/small.csv", small + b"x")
+    refused(bring, f"expected git-sha1 {oid}", what, force=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "not json",
+        "[1]",
+        '[{"path": "d/genome.fa"}]',
+        '[{"path": "d/genome.fa", "oid": "x"}]',
+        "[" * 99999,
+    ],
+)
+def test_a_hub_listing_that_is_none_is_an_error(bring, shelf, text):
+    shelf.put("d/genome.fa", DATA)
+    shelf.put("d/tree", text.encode())
+    refused(bring, "expected", entry("genome.fa", checksums="tree", form="hub"))
+
+
+def test_what_came_first_is_recorded_and_held_to(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    bring()
+    target.unlink()
+    shelf.put("d/genome.fa", DATA[:-1] + b"N", validator={"ETag": '"two"'})
+    said = refused(bring, "recorded on .* in .*fetch.lock.json.*--force takes the new one")
+    assert SHA256 in said
+    assert not target.exists()
+    (found,) = bring(force=True)
+    assert found.sha256 != SHA256
+    assert not bring()[0].new
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"format": "dnassm-fetch-lock", "version": 2, "files": {}}',
+        "[]",
+        '{"format": "dnassm-fetch-lock", "version": 1, "files": {"genome.fa": {"url": 1}}}',
+    ],
+)
+def test_a_lock_file_that_is_damaged_or_newer_is_an_error(bring, shelf, target, text):
+    target.parent.mkdir(parents=True)
+    (target.parent / LOCK_NAME).write_text(text)
+    refused(bring, LOCK_NAME, error=ArtifactError)
+
+
+def test_a_file_of_somebody_else_is_not_taken_for_ours(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"mine")
+    refused(bring, "move it away, or fetch it anew with --force", error=ArtifactError)
+    assert target.read_bytes() == b"mine"
+    bring(force=True)
+    assert target.read_bytes() == DATA
+
+
+def test_records_that_are_added_at_the_same_time_are_all_kept(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"ACGT")
+    new = record("https://h/x", path, SHA256, "nothing")
+    names = [f"{number}.fa" for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: add_record(tmp_path, name, new), names))
+    assert read_lock(tmp_path) == dict.fromkeys(names, new)
+
+
+def test_only_the_files_that_fit_the_pattern_are_fetched(bring, shelf):
+    for name in ("a/x.fa", "b/x.fa"):
+        shelf.put(f"d/{name}", DATA)
+    (found,) = bring(entry("a/x.fa", "b/x.fa"), only="b/*")
+    assert found.path.endswith("toy/b/x.fa")
+    refused(
+        bring,
+        "no file like 'c'; have a/x.fa, b/x.fa",
+        entry("a/x.fa", "b/x.fa"),
+        only="c",
+        error=UnknownNameError,
+    )
+
+
+# The disk, other processes, signals
+
+
+def test_a_full_disk_is_one_line_and_the_part_stays(bring, shelf, target, monkeypatch):
+    shelf.put("d/genome.fa", DATA)
+    blocks = download._blocks
+
+    def until_full(response, url):
+        yield next(blocks(response, url))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "_blocks", until_full)
+    refused(bring, "the disk is full; what was received is kept", error=ArtifactError)
+    monkeypatch.undo()
+    shelf.seen.clear()
+    bring()
+    assert shelf.ranges() == ["bytes=262144-"]
+    assert target.read_bytes() == DATA
+
+
+def test_a_disk_too_small_for_the_file_is_said_before_it_comes(bring, shelf, monkeypatch):
+    shelf.put("d/genome.fa", DATA)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 10}))
+    refused(bring, "expected 1 MB of free space, got 10 B", error=ArtifactError)
+
+
+def test_a_file_where_the_folder_should_be_is_one_line(bring, shelf, tmp_path):
+    shelf.put("d/genome.fa", DATA)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "toy").write_text("in the way")
+    refused(bring, "a file", error=ArtifactError)
+    assert (tmp_path / "out" / "toy").read_text() == "in the way"
+
+
+def test_two_processes_do_not_write_one_part(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    target.parent.mkdir(parents=True)
+    with target.with_name("genome.fa.part").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        refused(bring, "another process is fetching it", error=ArtifactError)
+    bring()
+    assert target.read_bytes() == DATA
+
+
+def test_a_part_that_another_process_has_just_finished_is_not_written_to(
+    bring, shelf, target, monkeypatch
+):
+    shelf.put("d/genome.fa", DATA)
+    real = fcntl.flock
+
+    def finish_first(stream, how):
+        monkeypatch.undo()
+        target.with_name("genome.fa.part").write_bytes(b"finished by another")
+        target.with_name("genome.fa.part").rename(target.with_name("finished"))
+        real(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", finish_first)
+    bring()
+    assert target.with_name("finished").read_bytes() == b"finished by another"
+    assert target.read_bytes() == DATA
+
+
+CATALOGUED = "goldenPath/hs1/bigZips/hs1.fa.gz"
+
+
+def command(shelf, out: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "dnassm",
+        "fetch",
+        "hs1",
+        "--mirror",
+        shelf.mirror,
+        "--out",
+        str(out),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)],
+    ids=["kill", "ctrl-c"],
+)
+def test_a_killed_or_stopped_download_goes_on(shelf, tmp_path, sent, code):
+    data = b"\x1f\x8b" + DATA
+    shelf.put(CATALOGUED, data, host="hgdownload.soe.ucsc.edu", stall_at=600_000)
+    first = subprocess.Popen(command(shelf, tmp_path), stderr=subprocess.PIPE, text=True)
+    assert shelf.stalled.wait(20)
+    part = tmp_path / "hs1" / "hs1.fa.gz.part"
+    for _ in range(200):
+        if part.exists() and part.stat().st_size:
+            break
+        shelf.go.wait(0.05)
+    first.send_signal(sent)
+    said = first.communicate(timeout=20)[1]
+    assert first.returncode == code
+    assert "Traceback" not in said
+    if sent == signal.SIGINT:
+        assert "are kept in" in said
+    kept = part.stat().st_size
+    assert 0 < kept <= 600_000
+    shelf.go.set()
+    again = subprocess.run(
+        command(shelf, tmp_path), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert Path(again.stdout.strip()).read_bytes() == data
+    assert shelf.ranges() == [None, f"bytes={kept}-"]
+    assert "nobody has tried" in again.stderr
+
+
+def test_a_list_that_is_too_long_is_refused(shelf, monkeypatch):
+    monkeypatch.setattr(web, "_LARGEST_LIST", 100)
+    shelf.put("d/md5sum.txt", b"x" * 101)
+    with pytest.raises(FetchError, match="got more than 100 bytes"):
+        web.read_text(f"{shelf.mirror}/{HOST}/d/md5sum.txt", plain=True)
