@@ -34,7 +34,8 @@ def _vcf_letters() -> Codes:
     return table
 
 
-_VCF_LETTER = _vcf_letters()
+VCF_LETTER = _vcf_letters()
+"""uint8[256]: code -> ASCII byte as REF of a VCF spells it, see `GenomeReader.letters`."""
 
 
 def centred_start(interval: Interval, length: int) -> int:
@@ -141,7 +142,7 @@ class GenomeReader:
 
     def _spelt(self, first: int, last: int) -> str:
         """Letters of a part of the stretch that is kept."""
-        letters = _VCF_LETTER[self._codes[first:last]]
+        letters = VCF_LETTER[self._codes[first:last]]
         start, size = self._start + first, self.store.contig(self._contig).length
         if start < 0 or start + letters.size > size:
             letters[: max(0, -start)] = ord(".")

@@ -80,7 +80,7 @@ def place_variants(
         contig = match.names.get(variant.contig, variant.contig)
         position = variant.position - offsets.get(contig, 0)
         if contig != variant.contig or position != variant.position:
-            variant = dataclasses.replace(variant, contig=contig, position=position)
+            variant = Variant(contig, position, variant.ref, variant.alt, variant.id, variant.info)
         placed.append(variant)
     return placed
 
@@ -132,7 +132,7 @@ def left_align(variant: Variant, reader: GenomeReader) -> Variant:
         return variant
     position, ref, alt = _trimmed(variant)
     if ref and alt:
-        return dataclasses.replace(variant, position=position, ref=ref, alt=alt)
+        return _respelt(variant, position, ref, alt)
     position, shift = _shifted(reader, variant.contig, position, ref or alt)
     ref, alt = (_rotated(text, shift) for text in (ref, alt))
     size = reader.store.contig(variant.contig).length
@@ -145,7 +145,7 @@ def left_align(variant: Variant, reader: GenomeReader) -> Variant:
         ref, alt = ref + anchor, alt + anchor
     else:  # the whole contig is deleted: no base is left to hold on to
         return variant
-    return dataclasses.replace(variant, position=position, ref=ref, alt=alt)
+    return _respelt(variant, position, ref, alt)
 
 
 def left_align_all(variants: Sequence[Variant], store: GenomeStore) -> list[Variant]:
@@ -208,6 +208,12 @@ def _trimmed(variant: Variant) -> tuple[int, str, str]:
     shorter = min(len(ref), len(alt))
     cut = next((i for i in range(shorter) if not _equal(ref[i], alt[i])), shorter)
     return position + cut, ref[cut:], alt[cut:]
+
+
+def _respelt(variant: Variant, position: int, ref: str, alt: str) -> Variant:
+    if position == variant.position and ref == variant.ref and alt == variant.alt:
+        return variant
+    return Variant(variant.contig, position, ref, alt, variant.id, variant.info)
 
 
 def _equal(one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnassm.data.alphabet import ASCII_TO_CODE, PAD, SOFT_MASK, Codes, N
-from dnassm.data.centre import GenomeReader
+from dnassm.data.centre import VCF_LETTER, GenomeReader
 from dnassm.data.store import GenomeStore
 from dnassm.data.variants import Variant
 from dnassm.errors import ConfigError, GenomeError
@@ -81,16 +81,19 @@ class VariantWindower:
         refused: dict[str, int] = {}
         reference = np.empty((len(variants), self.length), dtype=np.uint8)
         alternative = np.empty_like(reference)
+        half = self.length // 2
         for index, variant in enumerate(variants):
-            self._check_ref(variant)
-            if why := self._refusal(variant):
+            is_single = len(variant.ref) == len(variant.alt) == 1
+            if not is_single or not 0 <= variant.position < self._sizes.get(variant.contig, 0):
+                self._check_ref(variant)
+            if (not is_single or self.ends == "drop") and (why := self._refusal(variant)):
                 refused[why] = refused.get(why, 0) + 1
                 continue
             row = len(kept)
             kept.append(index)
-            if len(variant.ref) == len(variant.alt) == 1:
+            if is_single:
                 single.append(row)
-                start = variant.position - self.length // 2
+                start = variant.position - half
                 reference[row] = self._reader.codes(variant.contig, start, start + self.length)
             else:
                 self._fill(variant, reference[row], alternative[row])
@@ -106,12 +109,16 @@ class VariantWindower:
         reference: Codes,
         alternative: Codes,
     ) -> None:
-        """Fill `alternative` in rows of single bases, all at once: most variants are such."""
+        """Check REF and fill `alternative` in rows of single bases, all at once: most are such."""
         half = self.length // 2
+        found = reference[single, half]
+        given = "".join(variants[kept[row]].ref for row in single).encode("ascii")
+        for row in np.flatnonzero(VCF_LETTER[found] != np.frombuffer(given, dtype=np.uint8))[:1]:
+            self._check_ref(variants[kept[single[row]]])
         letters = "".join(variants[kept[row]].alt for row in single).encode("ascii")
         codes = ASCII_TO_CODE[np.frombuffer(letters, dtype=np.uint8)]
         alternative[single] = reference[single]
-        alternative[single, half] = codes | (reference[single, half] & SOFT_MASK)
+        alternative[single, half] = codes | (found & SOFT_MASK)
 
     def _check_ref(self, variant: Variant) -> None:
         end = variant.position + len(variant.ref)

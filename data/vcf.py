@@ -32,7 +32,8 @@ _BREAKEND = re.compile(
     r"|\.[A-Z]+|[A-Z]+\.",
     re.IGNORECASE,
 )
-_POSITION = re.compile(r"[0-9]{1,18}", re.ASCII)
+_MOST_DIGITS = 18
+_LENGTH = re.compile(rf"[0-9]{{1,{_MOST_DIGITS}}}", re.ASCII)
 _CONTIG_LINE = re.compile(r"##contig=<(.*)>\s*$", re.IGNORECASE)
 _CONTIG_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^,]*)')
 
@@ -108,7 +109,7 @@ class VcfReader:
         fields = {key.lower(): value.strip('" ') for key, value in _CONTIG_FIELD.findall(found[1])}
         if fields.get("id"):
             length = fields.get("length", "")
-            self.contigs[fields["id"]] = int(length) if _POSITION.fullmatch(length) else None
+            self.contigs[fields["id"]] = int(length) if _LENGTH.fullmatch(length) else None
 
 
 def allele_kind(allele: str) -> str | None:
@@ -161,7 +162,7 @@ def _record(line: str, number: int, header: int, path: Path) -> VcfRecord:
         raise FormatError(
             f"{path}:{number}: CHROM must be a name without white space, got {contig!r}"
         )
-    if not _POSITION.fullmatch(position):
+    if not (position.isdigit() and position.isascii() and len(position) <= _MOST_DIGITS):
         raise FormatError(f"{path}:{number}: POS must be a whole number, got {position[:40]!r}")
     ref = ref.upper() if ref.isascii() else ref  # the upper case of ß is SS
     if ref not in _BASES and not _IUPAC.fullmatch(ref):
