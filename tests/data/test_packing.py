@@ -155,7 +155,7 @@ def test_each_sequence_of_a_batch_is_a_piece_and_the_rest_is_padding(settings, s
 
 
 def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
-    batch = next(iter(make_loader(PackedDataset(store, SINGLE, rows, seed=3), batch_size=4)))
+    batch = next(iter(make_loader(PackedDataset(store, SINGLE, rows, seed=3), batch_size=16)))
     values = torch.linspace(-1, 1, SINGLE.vocab_size, dtype=torch.float64)
 
     def scan(tokens: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
@@ -165,7 +165,7 @@ def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
         return selective_scan(x, torch.ones_like(x), A, ones, ones, cu_seqlens=cu_seqlens)
 
     packed = scan(batch.tokens, batch.cu_seqlens)
-    assert len(batch.cu_seqlens) > 5
+    assert len(batch.cu_seqlens) > 17 + 5  # short pieces among whole rows
     for start, end in itertools.pairwise(batch.cu_seqlens.tolist()):
         alone = scan(batch.tokens[:, start:end], None)
         torch.testing.assert_close(packed[:, start:end], alone)
