@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dnassm.data.aliases import ContigMatch, match_contigs
+from dnassm.data.alphabet import decode
 from dnassm.data.centre import GenomeReader
 from dnassm.data.store import build_store
 from dnassm.data.variant_reference import (
@@ -16,6 +17,7 @@ from dnassm.data.variant_reference import (
     left_align_all,
     place_variants,
 )
+from dnassm.data.variant_windows import VariantWindower
 from dnassm.data.variants import Variant, read_variants
 from dnassm.errors import ConfigError, GenomeError
 
@@ -109,6 +111,10 @@ def test_every_ref_of_brca1_sge_is_what_the_region_of_chr17_has(real_data, tmp_p
     placed = place_variants(variants, match, offsets=offsets)
     assert [v.position for v in placed] == [int(row["index0_in_plus_fasta"]) for row in rows]
     assert check_variants(placed, store).counts() == {RefMatch.MATCH: 3893}
+    windows = VariantWindower(store, 1000, ends="drop")(placed)
+    assert windows.refused == {}
+    assert decode(windows.reference[:, 500]).upper() == "".join(row["ref"] for row in rows)
+    assert decode(windows.alternative[:, 500]).upper() == "".join(row["alt"] for row in rows)
     with pytest.raises(GenomeError, match="offset"):
         check_variants(place_variants(variants, match, offsets={"chr17": 42_424_998}), store)
     off_by_one = place_variants(variants, match, offsets={k: v - 1 for k, v in offsets.items()})
