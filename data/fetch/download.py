@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 from dnassm.artifact import read_json, write_json
 from dnassm.console import quantity
 from dnassm.data.fetch.web import RangeError, TransientError, looks_like_html, open_url
-from dnassm.errors import ArtifactError, FetchError, Interrupted
+from dnassm.errors import ArtifactError, DnassmError, FetchError, Interrupted
 
 _Answer = TypeVar("_Answer")
 _BLOCK = 1 << 18
@@ -88,7 +88,11 @@ def claimed(target: Path) -> Iterator[BinaryIO]:
                     ) from error
                 if part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno())):
                     break  # and not one that was finished between open() and flock()
-            yield stream
+            try:
+                yield stream
+            finally:
+                if not received(target):  # while the claim still holds
+                    discard_part(target)
 
 
 def discard_part(target: Path) -> None:
@@ -340,8 +344,6 @@ _REASONS = {
     errno.EFBIG: "the file system does not take files of this size",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENOTDIR: "a file stands where a folder is needed",
-    errno.EACCES: "not writable",
-    errno.EROFS: "not writable",
 }
 
 
@@ -350,9 +352,10 @@ def _disk_errors(part: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        if isinstance(error, DnassmError):  # from the network, and one line already
             raise
+        reason = _REASONS.get(error.errno or 0) or f"cannot be written ({error.strerror})"
         raise ArtifactError(
-            f"{part}: {_REASONS[error.errno]}; what was received is kept. Free space or choose "
-            "another --out, then run the same command again"
+            f"{part}: {reason}; what was received is kept. Free space or choose another --out, "
+            "then run the same command again"
         ) from error

@@ -151,6 +151,18 @@ def test_a_server_that_never_finishes_is_given_up_and_the_next_call_goes_on(brin
     assert target.read_bytes() == DATA
 
 
+def test_a_server_that_stops_sending_is_left_and_asked_again(bring, shelf, target, monkeypatch):
+    monkeypatch.setattr(web, "TIMEOUT_S", 0.3)
+    shelf.put("d/genome.fa", DATA, stall_at=600_000)
+    refused(bring, "expected more, got timed out", tries=1)
+    kept = target.with_name("genome.fa.part").stat().st_size
+    assert 0 < kept <= 600_000
+    shelf.go.set()
+    bring()
+    assert shelf.ranges() == [None, f"bytes={kept}-"]
+    assert target.read_bytes() == DATA
+
+
 def test_a_server_that_always_cuts_and_has_no_ranges_is_given_up(bring, shelf):
     shelf.put("d/genome.fa", DATA, cuts=[500_000] * 50, range_shift=1)
     refused(bring, "expected")
@@ -204,7 +216,7 @@ def test_a_missing_page_is_one_line_with_the_address_and_what_to_do(bring, shelf
     shelf.put("d/genome.fa", DATA, failures=[status])
     said = refused(bring, f"genome.fa: expected the file, got {status}")
     assert "dnassm fetch --list" in said
-    assert not target.exists()
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_busy_server_is_asked_again(bring, shelf, target):
@@ -252,7 +264,7 @@ def test_an_empty_answer_is_refused(bring, shelf):
 def test_a_file_that_is_announced_as_too_long_is_refused_before_it_comes(bring, shelf, target):
     shelf.put("d/genome.fa", DATA)
     refused(bring, r"expected at most 999 kB.*raise --max-gb", max_bytes=999_000)
-    assert target.with_name("genome.fa.part").stat().st_size == 0
+    assert list(target.parent.iterdir()) == []
 
 
 def test_more_than_the_limit_from_a_server_that_does_not_say_how_much_is_stopped(bring, shelf):
@@ -538,6 +550,16 @@ def test_a_disk_too_small_for_the_file_is_said_before_it_comes(bring, shelf, mon
     shelf.put("d/genome.fa", DATA)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 10}))
     refused(bring, "expected 1 MB of free space, got 10 B", error=ArtifactError)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.EROFS, errno.EIO])
+def test_a_place_that_cannot_be_written_is_one_line(bring, shelf, monkeypatch, number):
+    def refuse(*_, **options):
+        raise OSError(number, "not here")
+
+    shelf.put("d/genome.fa", DATA)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    refused(bring, r"cannot be written \(not here\); .*another --out", error=ArtifactError)
 
 
 def test_a_file_where_the_folder_should_be_is_one_line(bring, shelf, tmp_path):
