@@ -5,9 +5,9 @@ The rule, in this order; nothing else is tried, and two answers are an error:
 1. A name that the caller gives explicitly.
 2. The same name, letter by letter.
 3. The same chromosome: a prefix "chr" is dropped, whatever its case; M, MT, Mito, MtDNA and
-   mitochondrion are one; the RefSeq accessions of human (NC_000001 to NC_000024, NC_012920), mouse
-   (NC_000067 to NC_000087, NC_005089) and budding yeast (NC_001133 to NC_001148, NC_001224)
-   chromosomes are their numbers, whatever their version. So "chrIV" is "IV".
+   mitochondrion are one; the RefSeq accessions NC_000001 to NC_000024 and NC_012920 are the human
+   chromosomes 1 to 22, X, Y and MT, whatever their version. So "chrIV" is "IV". Accessions of
+   other species are names like any other: a mouse's chromosome 1 is not that of a human genome.
 4. Roman numerals as numbers, only when all the names of one side, without the mitochondrion and
    plasmids ("2-micron"), are exactly I to n with n >= 3, and all of the other side 1 to n at most.
    "X" of an animal is never 10: a genome with I, II, III, IV, V, X has a gap.
@@ -28,7 +28,7 @@ _ACCESSION = re.compile(r"NC_(\d{6})(?:\.\d+)?")
 _ROMAN_DIGITS = tuple(
     zip((50, 40, 10, 9, 5, 4, 1), ("L", "XL", "X", "IX", "V", "IV", "I"), strict=True)
 )
-_MITOCHONDRIAL_ACCESSIONS = frozenset((12920, 5089, 1224))
+_HUMAN_ACCESSIONS = {i: str(i) for i in range(1, 23)} | {23: "X", 24: "Y", 12920: "MT"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,19 +92,9 @@ def chromosome_key(name: str) -> str:
     """
     accession = _ACCESSION.fullmatch(name)
     if accession:
-        return _accession_key(int(accession[1])) or name
+        return _HUMAN_ACCESSIONS.get(int(accession[1]), name)
     bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name
     return "MT" if bare.lower() in _MITOCHONDRION else bare
-
-
-def _accession_key(number: int) -> str | None:
-    if number in _MITOCHONDRIAL_ACCESSIONS:
-        return "MT"
-    for first, autosomes in ((1, 22), (67, 19)):  # human, mouse: then X, Y
-        at = number - first + 1
-        if 1 <= at <= autosomes + 2:
-            return {autosomes + 1: "X", autosomes + 2: "Y"}.get(at, str(at))
-    return _roman(number - 1132) if 1133 <= number <= 1148 else None
 
 
 def _by_key(rest: list[str], wanted: list[str], store: GenomeStore, source: str) -> dict[str, str]:

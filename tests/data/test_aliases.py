@@ -26,9 +26,10 @@ def genome(tmp_path):
         (HUMAN, ["chr1", "chrX", "chrM"], ["1", "X", "MT"]),
         (HUMAN, ["NC_000001.11", "NC_000023.11", "NC_012920.1"], ["1", "X", "MT"]),
         (["NC_000001.10", "NC_000024.9"], ["1", "chrY"], ["NC_000001.10", "NC_000024.9"]),
-        (["chr19", "chrX"], ["NC_000085.7", "NC_000086.8"], ["chr19", "chrX"]),
+        # a mouse's chromosome 1 and X, and a yeast's IV, in a human genome and another yeast's
+        (HUMAN, ["NC_000067.7", "NC_000086.8", "1"], [None, None, "1"]),
         ([*YEAST, "Mito"], ["chrIV", "chrM"], ["IV", "Mito"]),
-        ([*YEAST, "Mito"], ["NC_001136.10", "NC_001224.1"], ["IV", "Mito"]),
+        ([*YEAST, "Mito"], ["NC_001136.10", "chrMito"], [None, "Mito"]),
         ([*YEAST, "Mito"], ["chr4", "16", "MT", "2-micron"], ["IV", "XVI", "Mito", None]),
         ([str(i + 1) for i in range(16)], YEAST, [str(i + 1) for i in range(16)]),
         # one Roman numeral alone proves nothing; X of an animal is no 10

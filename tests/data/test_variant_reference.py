@@ -122,6 +122,32 @@ def test_every_ref_of_brca1_sge_is_what_the_region_of_chr17_has(real_data, tmp_p
         check_variants(off_by_one, store)
 
 
+NORM = """2 101 A ATT; 2 115 C T; 20 3 G CT; 20 5 TG CT; 20 81 A C; 20 84 G T; 20 95 T A;
+20 95 TCACCG AAAAAA; 20 273 C CAAAAAAAAAA; 20 273 C CAA; 3 17 CA C; 5 21 A AAG"""
+
+
+def test_indels_are_spelt_as_bcftools_norm_spells_them(real_data, tmp_path):
+    """The records of its own test that have one alternative; it takes several together."""
+    store = build_store([real_data / "odd_fasta/bcftools/norm.fa"], tmp_path / "g")
+    lines = (real_data / "odd_vcf/bcftools/norm.vcf").read_text().splitlines()
+    columns = [line.split("\t") for line in lines]
+    kept = [
+        line
+        for line, fields in zip(lines, columns, strict=True)
+        if line.startswith("#") or (fields[4] != "I" and "," not in fields[4])
+    ]
+    (tmp_path / "norm.vcf").write_text("\n".join(kept))
+    variants = read_variants(tmp_path / "norm.vcf").variants
+    check = check_variants(variants, store, max_wrong=None)
+    assert [variants[i].position + 1 for i in np.flatnonzero(check.status)] == [60]
+    aligned = left_align_all([variants[i] for i in check.matching()], store)
+    found = {f"{v.contig} {v.position + 1} {v.ref} {v.alt}" for v in aligned}
+    expected = set(NORM.replace("\n", " ").split("; "))
+    assert expected <= found
+    # the rest: a deletion of 187 bases
+    assert [text[:12] for text in found - expected] == ["2 1 GGGCGTCT"]
+
+
 def shortest_leftmost(genome, variant):
     """Every spelling of the same change, tried one by one: the shortest, of these the leftmost."""
     ref, alt, at = variant.ref, variant.alt, variant.position
