@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
+from dnassm.data.aliases import match_contigs
 from dnassm.data.annotation import read_bed, read_gff
 from dnassm.data.interval import Interval
 from dnassm.data.places import Choice, Places, common, stretches, without
@@ -38,6 +39,8 @@ class AnnotatedSampler(Sampler):
         max_n_fraction: most unknown bases in a window, as a share of `length`; None refuses only
             windows of nothing else.
         annotation: file of features: BED when it ends in .bed or .bed.gz, otherwise GFF3 or GTF.
+            ``chr1`` may be ``1`` in the store, see `match_contigs`; those on contigs that the
+            store does not have are ignored.
         weights: type of a feature (column 3 of GFF, the name in column 4 of BED) -> weight; ``*``
             stands for every type that is not named. Other types are background.
         background: weight of a start that lies in no weighted feature.
@@ -106,20 +109,17 @@ def _by_weight(
         if path.name.endswith(_BED_ENDINGS)
         else [(feature.type, feature.interval) for feature in read_gff(path)]
     )
+    if not named:
+        raise GenomeError(f"{path}: expected features, got none; take the sampler uniform")
     _check_types(path, weights, {kind for kind, _ in named})
-    if not any(interval.contig in store.lengths for _, interval in named):
-        there = ", ".join(sorted({interval.contig for _, interval in named})[:5]) or "nothing"
-        raise GenomeError(
-            f"{path}: expected features on the contigs of {store.path} "
-            f"({', '.join(list(store.lengths)[:5])}), got features on {there}"
-        )
+    contigs = match_contigs((i.contig for _, i in named), store, source=str(path)).names
     found: dict[float, dict[str, list[Interval]]] = {
         weight: {} for weight in sorted(set(weights.values()), reverse=True)
     }
     for kind, interval in named:
         weight = weights.get(kind, weights.get(_EVERY))
-        if weight is not None:
-            found[weight].setdefault(interval.contig, []).append(interval)
+        if weight is not None and interval.contig in contigs:
+            found[weight].setdefault(contigs[interval.contig], []).append(interval)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
+from dnassm.data.aliases import match_contigs
 from dnassm.data.annotation import BedRecord, read_bed
 from dnassm.data.interval import Interval
 from dnassm.data.places import Places
@@ -17,6 +18,7 @@ from dnassm.data.runs import Positions, Runs
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split, permuted, stream_of
 from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
+from dnassm.registry import did_you_mean
 
 Place = Literal["start", "centre", "random"]
 Row = tuple[Interval, Interval]
@@ -45,10 +47,11 @@ class IntervalsSampler(Sampler):
         rc_probability: share of windows that are read on the minus strand.
         max_n_fraction: most unknown bases in a window, as a share of `length`; None refuses only
             windows of nothing else.
-        bed: BED file of the intervals. A column that its header names ``split``, or a fourth
-            column of nothing but train, valid and test, says which rows are of `split`; windows
-            then stay inside their contig. Without either, the rows that lie inside an interval of
-            the store's split are taken, and windows stay inside it. None: those intervals.
+        bed: BED file of the intervals; ``chr1`` may be ``1`` in the store, see `match_contigs`. A
+            column that its header names ``split``, or a fourth column of nothing but train, valid
+            and test, says which rows are of `split`; windows then stay inside their contig.
+            Without either, the rows that lie inside an interval of the store's split are taken,
+            and windows stay inside it. None: those intervals themselves.
         place: "start", as HyenaDNA; "centre": base ``len(interval) // 2`` of any interval is base
             ``length // 2`` of its window; or "random": drawn anew in each epoch.
 
@@ -117,13 +120,12 @@ def _rows(store: GenomeStore, split: str, bed: Path | None) -> list[Row]:
     if bed is None:
         return [(interval, interval) for interval in intervals_of_split(store, split)]
     records = read_bed(bed)
-    for record in records:
-        _check_inside(store, record, bed)
+    intervals = _on_contigs(store, records, bed)
     names = _splits_of(records)
     if names is None:
-        rows = _inside_split(store, split, records)
+        rows = _inside_split(store, split, intervals)
     else:
-        chosen = [r.interval for r, name in zip(records, names, strict=True) if name == split]
+        chosen = [i for i, name in zip(intervals, names, strict=True) if name == split]
         rows = [(i, Interval(i.contig, 0, store.lengths[i.contig])) for i in chosen]
     if not rows:
         why = "check its split column" if names else f"none is inside that split of {store.path}"
@@ -133,13 +135,27 @@ def _rows(store: GenomeStore, split: str, bed: Path | None) -> list[Row]:
     return rows
 
 
-def _check_inside(store: GenomeStore, record: BedRecord, bed: Path) -> None:
-    length = store.contig(record.interval.contig).length
-    if record.interval.end > length:
-        raise GenomeError(
-            f"{bed}:{record.line}: expected an end of at most {length}, the length of "
-            f"{record.interval.contig}, got {record.interval.end}; is it of another assembly?"
-        )
+def _on_contigs(store: GenomeStore, records: Sequence[BedRecord], bed: Path) -> list[Interval]:
+    """Intervals of the rows, on the contigs of the store that their names mean."""
+    if not records:
+        return []
+    contigs = match_contigs((r.interval.contig for r in records), store, source=str(bed)).names
+    found = []
+    for record in records:
+        contig, where = record.interval.contig, f"{bed}:{record.line}"
+        if contig not in contigs:
+            raise GenomeError(
+                f"{where}: expected a contig of {store.path}, got {contig!r}; leave the row out, "
+                f"or tokenize that contig too.{did_you_mean(contig, store.lengths)}"
+            )
+        length = store.lengths[contigs[contig]]
+        if record.interval.end > length:
+            raise GenomeError(
+                f"{where}: expected an end of at most {length}, the length of {contigs[contig]}, "
+                f"got {record.interval.end}; is it of another assembly?"
+            )
+        found.append(Interval(contigs[contig], record.interval.start, record.interval.end))
+    return found
 
 
 def _splits_of(records: Sequence[BedRecord]) -> list[str] | None:
@@ -151,13 +167,13 @@ def _splits_of(records: Sequence[BedRecord]) -> list[str] | None:
     return None
 
 
-def _inside_split(store: GenomeStore, split: str, records: Sequence[BedRecord]) -> list[Row]:
+def _inside_split(store: GenomeStore, split: str, intervals: Sequence[Interval]) -> list[Row]:
     parts: dict[str, list[Interval]] = {}
     for part in sorted(intervals_of_split(store, split)):
         parts.setdefault(part.contig, []).append(part)
     rows: list[Row] = []
-    for record in records:
-        interval, candidates = record.interval, parts.get(record.interval.contig, [])
+    for interval in intervals:
+        candidates = parts.get(interval.contig, [])
         at = bisect.bisect_right(candidates, interval.start, key=lambda part: part.start) - 1
         if at >= 0 and interval.end <= candidates[at].end:
             rows.append((interval, candidates[at]))

@@ -97,7 +97,7 @@ def test_weights_of_one_are_the_uniform_distribution(store):
 
 def test_a_bed_file_names_its_types_in_the_fourth_column(store, tmp_path):
     path = tmp_path / "features.bed"
-    path.write_text("c\t100\t300\tpeak\nc\t300\t400\tother\n")
+    path.write_text("chrc\t100\t300\tpeak\nchrc\t300\t400\tother\n")
     drawn = sampler(store, annotation=path, weights={"peak": 1.0}, background=0.0)
     check(drawn, expected(store, lambda contig, at: float(contig == "c" and 100 <= at < 300)))
 
@@ -122,7 +122,12 @@ def test_what_cannot_be_sampled_is_refused_with_its_reason(options, error, messa
 def test_an_annotation_of_other_contigs_is_refused(store, tmp_path):
     path = tmp_path / "features.bed"
     path.write_text("chrX\t100\t300\tpeak\n")
-    with pytest.raises(
-        GenomeError, match=r"expected features on the contigs .*got features on chrX"
-    ):
+    with pytest.raises(GenomeError, match=r"features\.bed.*chrX"):
+        sampler(store, annotation=path)
+
+
+def test_an_annotation_without_any_feature_is_refused(store, tmp_path):
+    path = tmp_path / "features.gff3"
+    path.write_text("##gff-version 3\n")
+    with pytest.raises(GenomeError, match=r"features\.gff3: expected features, got none"):
         sampler(store, annotation=path)

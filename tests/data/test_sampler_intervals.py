@@ -91,6 +91,10 @@ def test_intervals_of_too_many_unknown_bases_are_left_out(store, tmp_path):
     assert [(w.start >= 400, w.end <= 420) for w in moved] == [(True, True)]
 
 
+def test_a_contig_may_have_another_of_its_names_in_the_file(store, tmp_path):
+    assert windows(store, tmp_path, "chrc\t100\t130\ttrain\n") == [Interval("c", 100, 120)]
+
+
 def test_every_interval_comes_once_per_epoch_in_another_order(store, tmp_path):
     path = tmp_path / "rows.bed"
     path.write_text("".join(f"c\t{i}\t{i + 30}\ttrain\n" for i in range(0, 280, 7)))
@@ -116,7 +120,8 @@ def test_without_a_file_the_intervals_of_the_split_have_a_window_each(store):
         ("c\t490\t510\n", {}, GenomeError, "got none among 1; none is inside that split"),
         ("", {}, GenomeError, "got none among 0"),
         ("c\t990\t1001\n", {}, GenomeError, r"rows.bed:1: expected an end of at most 1000"),
-        ("chrc\t0\t9\n", {}, GenomeError, "no contig 'chrc'"),
+        ("x\t0\t9\n", {}, GenomeError, "rows.bed"),
+        ("c\t0\t9\ncc\t0\t9\n", {}, GenomeError, "rows.bed:2: expected a contig of .*got 'cc'"),
         ("d\t0\t9\n", {"length": 51}, GenomeError, "no window of 51 bp"),
         ("c\t310\t350\n", {}, GenomeError, "no window of 20 bp with few enough N"),
     ],
