@@ -238,7 +238,7 @@ class _Attempt:
 
     def _begin(self, response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
         """Where the body begins in the file, and how long the file is."""
-        if response.status == 206:
+        if response.status == 206 and start:
             return start, self._range(response, start)
         if response.status != 200:
             raise FetchError(f"{self._url}: expected 200 OK, got {response.status}; try later")
@@ -263,11 +263,15 @@ class _Attempt:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said.strip())
         total = self._note["total"]
         if not match or int(match[1]) != start or total not in (None, int(match[2])):
-            raise RangeError(
-                f"{self._url}: expected bytes from {start} of {total}, got {said!r}; run it again "
-                "to begin anew"
-            )
-        return int(match[2])
+            said = said or "no range"
+        elif _validator(response) not in (None, self._note["validator"]):
+            said = "those of another version"  # by a server that does not know If-Range
+        else:
+            return int(match[2])
+        raise RangeError(
+            f"{self._url}: expected bytes from {start} of {total}, got {said}; run it again to "
+            "begin anew"
+        )
 
     def _check_size(self, size: int | None, have: int) -> None:
         if size is None:
@@ -335,7 +339,8 @@ def _read_note(path: Path) -> dict[str, Any]:
         note = read_json(path)
     except ArtifactError:
         return {}
-    return note if isinstance(note, dict) else {}
+    fits = isinstance(note, dict) and isinstance(note.get("validator"), str | None)
+    return note if fits else {}
 
 
 _REASONS = {

@@ -24,6 +24,7 @@ class Page:
     cuts: list[int] = dataclasses.field(default_factory=list)  # bytes until each cut, in turn
     ranges: bool = True
     range_shift: int = 0
+    knows_if_range: bool = True
     length: bool = True
     stall_at: int | None = None  # sends so much, then nothing more, until `go` is set
     failures: list[int] = dataclasses.field(default_factory=list)  # statuses to answer first
@@ -69,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def begin(self, page: Page) -> int:
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-        same = self.headers["If-Range"] in page.validator.values()
+        same = not page.knows_if_range or self.headers["If-Range"] in page.validator.values()
         start = int(asked[1]) if asked and page.ranges and same else 0
         if asked and page.ranges and same and start >= len(page.data):
             self.send_error(416)

@@ -178,6 +178,20 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(bring, shelf, target):
     assert target.read_bytes() == page.data
 
 
+def test_a_server_that_does_not_know_if_range_never_makes_a_file_of_two(bring, shelf, target):
+    page = shelf.put("d/genome.fa", DATA, cuts=[300_000, 0, 0], knows_if_range=False)
+    refused(bring, "cut")
+    page.data, page.validator = b">" + DATA[:0:-1], {"ETag": '"two"'}
+    assert len(page.data) == len(DATA)
+    bring()
+    assert target.read_bytes() == page.data
+
+
+def test_a_part_of_a_file_that_was_not_asked_for_is_refused(bring, shelf):
+    shelf.put("d/genome.fa", DATA, status=206)
+    refused(bring, "expected 200 OK, got 206")
+
+
 def test_a_whole_part_needs_its_name_only(bring, shelf, target):
     shelf.put("d/genome.fa", DATA)
     bring()
@@ -201,7 +215,7 @@ def test_a_part_that_is_too_long_begins_anew(bring, shelf, target):
     assert target.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"url": 3}', OTHER_NOTE])
+@pytest.mark.parametrize("note", ["", "[]", '{"validator": []}', '{"url": 3}', OTHER_NOTE])
 def test_a_part_of_unknown_origin_is_dropped(bring, shelf, target, note):
     shelf.put("d/genome.fa", DATA)
     target.parent.mkdir(parents=True)
