@@ -73,7 +73,7 @@ def test_too_many_wrong_variants_stop_the_run(genome):
         RefMatch.NO_CONTIG: 50,
     }
     with pytest.raises(GenomeError, match=r"REF of 2 of 100 variants .* 1\.00%.* first is c:2 A>G"):
-        check_variants([right] * 98 + [wrong] * 2, store)
+        check_variants([right] * 98 + [wrong] * 2 + [away] * 150, store)
     with pytest.raises(GenomeError, match="no contig of any of the 2 variants; the first is x:1"):
         check_variants([away, away], store)
     with pytest.raises(ConfigError, match="max_wrong"):
