@@ -86,17 +86,26 @@ def claimed(target: Path) -> Iterator[BinaryIO]:
                         f"{part}: another process is fetching it; wait for it, or choose another "
                         "--out"
                     ) from error
-                if part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno())):
+                if _is_open(part, stream):
                     break  # and not one that was finished between open() and flock()
             try:
                 yield stream
             finally:
-                if not received(target):  # while the claim still holds
-                    discard_part(target)
+                # Only our own part, while the claim still holds: after `finish` another process may
+                # have begun one of the same name.
+                if _is_open(part, stream) and not received(target):
+                    _discard(target)
 
 
-def discard_part(target: Path) -> None:
-    """Forget what was received of `target`."""
+def _is_open(path: Path, stream: BinaryIO) -> bool:
+    """Whether the file that now has this name is the one that is open."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _discard(target: Path) -> None:
     part = part_path(target)
     for path in (part, _note_path(part)):
         path.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ from dnassm.data.fetch.digests import Digest, digest_of, from_list
 from dnassm.data.fetch.download import (
     Transfer,
     claimed,
-    discard_part,
     download,
     finish,
     patiently,
@@ -146,9 +145,9 @@ class _Job:
     def _fetch(self, file: RemoteFile, target: Path, known: Record | None) -> Record:
         url = mirrored(file.url, self._transfer.mirror)
         published = self._published(file)
-        if self._force:
-            discard_part(target)
         with claimed(target) as stream:
+            if self._force:
+                stream.truncate(0)
             with Progress(None, "B", f"fetch {file.path}", start=received(target)) as bar:
 
                 def show(done: int, total: int | None) -> None:
@@ -157,7 +156,11 @@ class _Job:
 
                 sure = published is not None or known is not None
                 part = download(url, target, self._transfer, stream, sure=sure, progress=show)
-            self._check(file, part, published, known)
+            try:
+                self._check(file, part, published, known)
+            except FetchError:
+                stream.truncate(0)  # a wrong part could only ever become a wrong file
+                raise
             if known is None:
                 checked = f"{published} of {file.checksums}" if published else UNCHECKED
                 known = record(url, part, digest_of(part, "sha256").hex, checked)
@@ -169,20 +172,16 @@ class _Job:
     def _check(
         self, file: RemoteFile, part: Path, published: Digest | None, known: Record | None
     ) -> None:
-        """Hold a part to its checksums; a wrong one goes, it could only become a wrong file."""
-        try:
-            if published is not None:
-                why = f"by {file.checksums}: deleted; run it again, or with another --mirror"
-                _compare(file.url, part, published, why)
-            if known is not None:
-                why = (
-                    f"recorded on {known.date} in {self._folder / LOCK_NAME}: the file there is "
-                    "another one now; --force takes the new one and records it"
-                )
-                _compare(file.url, part, Digest("sha256", known.sha256), why)
-        except FetchError:
-            discard_part(self._folder / file.path)
-            raise
+        """Hold a part to what its publisher and the lock file say."""
+        if published is not None:
+            why = f"by {file.checksums}: deleted; run it again, or with another --mirror"
+            _compare(file.url, part, published, why)
+        if known is not None:
+            why = (
+                f"recorded on {known.date} in {self._folder / LOCK_NAME}: the file there is "
+                "another one now; --force takes the new one and records it"
+            )
+            _compare(file.url, part, Digest("sha256", known.sha256), why)
 
     def _published(self, file: RemoteFile) -> Digest | None:
         """What the publisher's list says of a file."""

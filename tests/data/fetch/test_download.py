@@ -612,6 +612,18 @@ def test_a_part_that_another_process_has_just_finished_is_not_written_to(
     assert target.read_bytes() == DATA
 
 
+def test_force_does_not_touch_the_part_of_another_process(bring, shelf, target):
+    shelf.put("d/genome.fa", DATA)
+    target.parent.mkdir(parents=True)
+    part = target.with_name("genome.fa.part")
+    with part.open("ab") as other:
+        other.write(b"received by another")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused(bring, "another process is fetching it", force=True, error=ArtifactError)
+        assert part.read_bytes() == b"received by another"
+
+
 CATALOGUED = "goldenPath/hs1/bigZips/hs1.fa.gz"
 
 
