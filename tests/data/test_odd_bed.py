@@ -16,7 +16,7 @@ from dnassm.errors import DnassmError
 
 # Number of intervals of a file that is read, or line and words of the error of one that is refused.
 EXPECTED: dict[str, int | str] = {
-    "SOURCE.md": "3: start: expected a whole number of bases, got",
+    "SOURCE.md": "3: start: expected a whole number of bases, got 'headers,'",
     "baskerville/seqs.bed": 2,
     "baskerville/sequences.bed": 65,
     "bedtools2/bed12tobed6__bed6.bed": 1,
@@ -59,10 +59,10 @@ EXPECTED: dict[str, int | str] = {
     "bedtools2/intersect__bed3.bed": 1,
     "bedtools2/intersect__bed4.bed": 1,
     "bedtools2/intersect__bed5.bed": 1,
-    "bedtools2/intersect__bed6.bed": "1: strand: expected '+', '-' or '.', got",
+    "bedtools2/intersect__bed6.bed": "1: strand: expected '+', '-' or '.', got '11'",
     "bedtools2/intersect__bed6.strand.bed": 1,
     "bedtools2/intersect__bed6.strand2.bed": 2,
-    "bedtools2/intersect__bedplus.bed": "1: strand: expected '+', '-' or '.', got",
+    "bedtools2/intersect__bedplus.bed": "1: strand: expected '+', '-' or '.', got '11'",
     "bedtools2/intersect__blocks.bed12": 4,
     "bedtools2/intersect__bug150_a.bed": 1,
     "bedtools2/intersect__bug150_b.bed": 2,
@@ -114,7 +114,7 @@ EXPECTED: dict[str, int | str] = {
     "bedtools2/merge__bug254_c.bed": 2,
     "bedtools2/merge__bug254_d.bed": 2,
     "bedtools2/merge__bug254_e.bed": 2,
-    "bedtools2/merge__expFormat.bed": "1: start: expected a whole number of bases, got",
+    "bedtools2/merge__expFormat.bed": "1: start: expected a whole number of bases, got '8e02'",
     "bedtools2/merge__mergeBugTest.bed": 12,
     "bedtools2/merge__mixedStrands.bed": 12,
     "bedtools2/merge__precisionTest.bed": 10,
@@ -128,9 +128,9 @@ EXPECTED: dict[str, int | str] = {
     "genomepy/custom.annotation.bed": 10,
     "genomepy/gap.bed": 4,
     "genomepy/regions.bed": 2,
-    "genomepy/regions.txt": "1: expected at least 3 columns of BED (contig,",
+    "genomepy/regions.txt": "1: expected at least 3 columns of BED (contig, start, end), got 1",
     "genomepy/regions2.bed": 2,
-    "genomepy/regions2.txt": "3: start: expected a whole number of bases, got",
+    "genomepy/regions2.txt": "3: start: expected a whole number of bases, got 'sample1'",
     "grelu/hg19-blacklist.v2.bed": 834,
     "grelu/hg38-blacklist.v2.bed": 636,
     "grelu/test.bed": 3,
@@ -181,6 +181,21 @@ def plain_intervals(path: Path) -> list[tuple[str, int, int, str]]:
         start = int(fields[at]) - gff
         found.append((fields[0], start, int(fields[at + 1]), "-" if strand == "-" else "+"))
     return found
+
+
+def table() -> list[str]:
+    """The rows that docs/odd_files.md has."""
+    rows = ["| file | outcome |", "|---|---|"]
+    for name, answer in sorted(EXPECTED.items()):
+        read = isinstance(answer, int)
+        rows.append(f"| {name} | {f'{answer} intervals' if read else f'refused: line {answer}'} |")
+    return rows
+
+
+def test_the_documentation_has_the_same_table():
+    text = (Path(__file__).parents[2] / "docs/odd_files.md").read_text(encoding="utf-8")
+    section = text.partition("## BED and GFF\n\n")[2].partition("\n\n")[0]
+    assert section.rstrip().split("\n") == table()
 
 
 def test_the_table_names_exactly_the_files_of_the_folder(odd_bed):
