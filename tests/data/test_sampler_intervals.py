@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dnassm.data.annotation import read_bed
 from dnassm.data.interval import Interval
 from dnassm.data.samplers.intervals import IntervalsSampler
 from dnassm.data.store import GenomeStore, build_store
@@ -132,3 +133,21 @@ def test_what_cannot_be_sampled_is_refused_with_its_reason(
     with pytest.raises(error, match=message) as caught:
         windows(store, tmp_path, text, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_transcripts_of_yeast_have_a_window_each_though_their_contigs_are_called_chr(
+    real_data, tmp_path
+):
+    folder = real_data / "yeast_s288c"
+    genome = next(folder.glob("*.fa.gz"))
+    store = build_store([genome], tmp_path / "store")
+    bed = folder / "Scer_transcripts_w_verifiedORFs.bed.gz"
+    sampler = IntervalsSampler(store, length=1024, bed=bed, place="centre")
+    records = read_bed(bed)
+    assert len(sampler) == len(records)
+    found = {sampler(0, 0, i) for i in range(len(sampler))}
+    for record in records[::100]:
+        interval = record.interval
+        start = interval.start + len(interval) // 2 - 512
+        contig = interval.contig.removeprefix("chr")
+        assert {Interval(contig, start, start + 1024, strand) for strand in "+-"} & found
