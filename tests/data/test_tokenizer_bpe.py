@@ -15,7 +15,7 @@ from dnassm.data.store import GenomeStore, build_store
 from dnassm.data.tokenizer import TOKENIZERS, Tokenizer
 from dnassm.data.tokenizers.bpe import BpeTokenizer, train_bpe
 from dnassm.data.windows import WindowDataset, make_loader
-from dnassm.errors import ArtifactError, ConfigError, GenomeError
+from dnassm.errors import ArtifactError, ConfigError, GenomeError, MissingExtraError
 
 pytest.importorskip("tokenizers")
 MOTIF = "GATTACAGATC"
@@ -142,3 +142,11 @@ def test_workers_encode_the_same_batches(trained, store):
         for workers in (0, 2)
     )
     assert alone == forked
+
+
+def test_without_the_library_the_extra_to_install_is_named(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for use in (lambda: BpeTokenizer(merges=["A C"]).encode("ACG"), lambda: train_bpe(store)):
+        with pytest.raises(MissingExtraError, match=r"pip install 'dnassm\[bpe\]'"):
+            use()
+    assert BpeTokenizer(merges=["A C"]).decode([8, 2]) == "ACG"
