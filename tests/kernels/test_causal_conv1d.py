@@ -1,8 +1,8 @@
 """Every backend of the causal convolution is held to the float64 reference.
 
-Here run the backends that can: on a CPU the portable one, and Triton's in its interpreter where
-TRITON_INTERPRET is set (test_conv_triton.py does that). test_conv_cuda_source.py has the CUDA
-source without a GPU, test_gpu_conv.py all of it on one.
+Here run the backends that can: on a CPU its own and the portable one, and Triton's in its
+interpreter where TRITON_INTERPRET is set (test_conv_triton.py does that). test_conv_cuda_source.py
+has the CUDA source without a GPU, test_gpu_conv.py all of it on one.
 """
 
 from __future__ import annotations
