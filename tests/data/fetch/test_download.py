@@ -649,7 +649,13 @@ def command(shelf, out: Path) -> list[str]:
 def test_a_killed_or_stopped_download_goes_on(shelf, tmp_path, sent, code):
     data = b"\x1f\x8b" + DATA
     shelf.put(CATALOGUED, data, host="hgdownload.soe.ucsc.edu", stall_at=600_000)
-    first = subprocess.Popen(command(shelf, tmp_path), stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command(shelf, tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background is born deaf to Ctrl-C; the tests may be such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert shelf.stalled.wait(20)
     part = tmp_path / "hs1" / "hs1.fa.gz.part"
     for _ in range(200):
