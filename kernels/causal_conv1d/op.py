@@ -6,15 +6,14 @@ backend is chosen inside, so that a traced call holds no more than its name.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dnassm.errors import ShapeError
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
+from dnassm.kernels.sequences import check_data
 
 BACKENDS = Backends(__package__)
 
@@ -46,7 +45,7 @@ step = torch.ops.dnassm.causal_conv1d_step.default
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     call = Conv(*arguments[:-1])
-    _check_data(call)
+    check_data("causal_conv1d", call.x, call.cu_seqlens, call.initial_state)
     return _run(call, arguments[-1])
 
 
@@ -55,32 +54,6 @@ def _run(call: Conv, backend: str) -> tuple[Tensor, Tensor]:
     with without_autocast(call.x.device):
         result: tuple[Tensor, Tensor] = chosen.forward(call)
     return result
-
-
-def _check_data(call: Conv) -> None:
-    """What cannot be seen from shapes. Not in a CUDA graph: it would wait for the device."""
-    if call.x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    if call.cu_seqlens is not None:
-        edges, length = call.cu_seqlens.tolist(), call.x.shape[1]
-        rising = all(a < b for a, b in itertools.pairwise(edges))
-        if edges[0] != 0 or edges[-1] != length or not rising:
-            raise ShapeError(
-                f"causal_conv1d: cu_seqlens must rise from 0 to L = {length}, every sequence at "
-                f"least one position long, got {_shortened(edges)}"
-            )
-    if call.initial_state is not None and not call.initial_state.isfinite().all():
-        bad = int((~call.initial_state.isfinite()).sum())
-        raise ShapeError(
-            f"causal_conv1d: initial_state must be finite, got {bad} values that are not, of "
-            f"{call.initial_state.numel()}"
-        )
-
-
-def _shortened(edges: list[int]) -> str:
-    if len(edges) <= 12:
-        return str(edges)
-    return f"[{', '.join(map(str, edges[:6]))}, ..., {', '.join(map(str, edges[-3:]))}]"
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,15 @@ The backend is chosen inside, so that a traced call holds no more than its name.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.errors import ShapeError
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
+from dnassm.kernels.sequences import check_data
 
 BACKENDS = Backends(__package__)
 
@@ -51,37 +50,11 @@ step = torch.ops.dnassm.selective_scan_step.default
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Scan(*arguments[:-1])
-    _check_data(call)
+    check_data("selective_scan", call.x, call.cu_seqlens, call.initial_state)
     backend = BACKENDS.choose(arguments[-1], call)
     with without_autocast(call.x.device):
         result: tuple[Tensor, Tensor, Tensor] = backend.forward(call)
     return result
-
-
-def _check_data(call: Scan) -> None:
-    """What cannot be seen from shapes. Not in a CUDA graph: it would wait for the device."""
-    if call.x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    if call.cu_seqlens is not None:
-        edges, length = call.cu_seqlens.tolist(), call.x.shape[1]
-        rising = all(a < b for a, b in itertools.pairwise(edges))
-        if edges[0] != 0 or edges[-1] != length or not rising:
-            raise ShapeError(
-                f"selective_scan: cu_seqlens must rise from 0 to L = {length}, every sequence at "
-                f"least one position long, got {_shortened(edges)}"
-            )
-    if call.initial_state is not None and not call.initial_state.isfinite().all():
-        bad = int((~call.initial_state.isfinite()).sum())
-        raise ShapeError(
-            f"selective_scan: initial_state must be finite, got {bad} values that are not, of "
-            f"{call.initial_state.numel()}"
-        )
-
-
-def _shortened(edges: list[int]) -> str:
-    if len(edges) <= 12:
-        return str(edges)
-    return f"[{', '.join(map(str, edges[:6]))}, ..., {', '.join(map(str, edges[-3:]))}]"
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
