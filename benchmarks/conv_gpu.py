@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,8 @@ def main() -> None:
         rows.append({"shape_BDL": shape, "variant": name, **row})
         torch.cuda.empty_cache()
         times = (row[f"{key}_ms"] for key in ("forward", "forward_backward", "forward_floor"))
-        print(shape, name, *(f"{value:.3f}" for value in times), f"{row['extra_mib']:.0f} MiB")
+        figures = (*(f"{value:.3f}" for value in times), f"{row['extra_mib']:.0f} MiB")
+        print(shape, name, *figures, file=sys.stderr)
     peer = dict(zip(("peer_forward_ms", "peer_forward_backward_ms"), PEER_MS, strict=True))
     rows[0].update(peer)
     result = {

@@ -122,7 +122,7 @@ def measure(
 
 
 def floors(shape: tuple[int, int, int]) -> dict[str, float]:
-    """Milliseconds that bytes and exponentials alone take (README of the op, section 6)."""
+    """Milliseconds that bytes and exponentials alone take (README of the op, section cuda)."""
     elements = shape[0] * shape[1] * shape[2]
     return {
         "forward_bytes_ms": 8 * elements / COPY_PER_S * 1e3,
