@@ -26,9 +26,11 @@ class Block(nn.Module):
         self.mixer = mixer
         self.dropout = dropout
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """(B, L, D) -> (B, L, D), and the mixer's state."""
-        y, state = self.mixer(self.norm(x), state)
+    def forward(
+        self, x: Tensor, state: Any = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """(B, L, D) -> (B, L, D), and the mixer's state; see `SequenceMixer.forward`."""
+        y, state = self.mixer(self.norm(x), state, cu_seqlens)
         return x + F.dropout(y.to(x.dtype), self.dropout, self.training), state
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:

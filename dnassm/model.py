@@ -17,7 +17,7 @@ from dnassm.artifact import read_json, staged_file, write_json
 from dnassm.block import Block, build_mixer
 from dnassm.config import ModelConfig, RunConfig
 from dnassm.errors import ArtifactError, ShapeError
-from dnassm.mixer import SequenceMixer
+from dnassm.mixer import SequenceMixer, check_packed
 from dnassm.wrappers import Bidirectional
 
 ModelState = tuple[Any, ...]
@@ -82,37 +82,51 @@ class DNAModel(nn.Module):
         return all(block.mixer.streaming == "exact" for block in self._blocks())
 
     def hidden(
-        self, tokens: Tensor, state: ModelState | None = None, *, layer: int | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        layer: int | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Hidden states of tokens (B, L) after `state`.
 
         Args:
-            tokens: (B, L) int64.
+            tokens: (B, L) int64; (1, L) if packed.
             state: what an earlier call returned for the positions before; None starts anew.
             layer: None gives the output of the last norm, 0 the embedding, i the output of block i.
+            cu_seqlens: (S+1,) edges of S sequences that are packed on the one row and do not see
+                each other; their state has S rows. See `SequenceMixer.forward`.
 
         Returns:
             (B, L, D) float32 and one state per block that ran.
 
         Raises:
-            ShapeError: tokens are not (B, L) integers, the state is of another model, or there is
-                no such layer.
+            ShapeError: tokens are not (B, L) integers, the state is of another model, the edges do
+                not fit, or there is no such layer.
         """
         depth = len(self.blocks)
         if layer is not None and not 0 <= layer <= depth:
             raise ShapeError(f"DNAModel: layer must be 0..{depth} for {depth} blocks, got {layer}")
         blocks = self._blocks()[:layer]
         self._check(tokens, ("B", "L"), state, len(blocks))
+        if cu_seqlens is not None:
+            check_packed("DNAModel", tokens, cu_seqlens)
         x = self.embedding(tokens)
         states = []
         for index, block in enumerate(blocks):
-            x, after = block(x, None if state is None else state[index])
+            x, after = block(x, None if state is None else state[index], cu_seqlens)
             states.append(after)
         return (self.norm(x) if layer is None else x), tuple(states)
 
-    def forward(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
-        """Logits (B, L, V) of tokens (B, L), and the state after them."""
-        x, state = self.hidden(tokens, state)
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Logits (B, L, V) of tokens (B, L), and the state after them; see `hidden`."""
+        x, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens)
         return self._logits(x), state
 
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:

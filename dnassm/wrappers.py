@@ -27,8 +27,10 @@ class Bidirectional(SequenceMixer):
         self.onward = onward
         self.backward_mixer = backward
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """(B, L, D) -> (B, L, D); there is no state.
+    def forward(
+        self, x: Tensor, state: Any = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """(B, L, D) -> (B, L, D), packed or not; there is no state.
 
         Raises:
             ShapeError: a state is given: the past alone does not determine the output.
@@ -37,7 +39,11 @@ class Bidirectional(SequenceMixer):
             raise ShapeError(
                 "a bidirectional mixer sees the whole sequence at once: state must be None"
             )
-        return self.onward(x)[0] + self.backward_mixer(x.flip(1))[0].flip(1), None
+        y, _ = self.onward(x, None, cu_seqlens)
+        # Reversed as a whole, a packed row has its last sequence first, each one reversed.
+        mirrored = None if cu_seqlens is None else cu_seqlens[-1] - cu_seqlens.flip(0)
+        reverse, _ = self.backward_mixer(x.flip(1), None, mirrored)
+        return y + reverse.flip(1), None
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Raise: a bidirectional mixer cannot go step by step."""

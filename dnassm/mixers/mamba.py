@@ -85,8 +85,13 @@ class Mamba(SequenceMixer):
         for parameter in (self.A_log, self.D, self.dt_bias):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """(B, L, D) -> (B, L, D), and the state after position L-1."""
+    def forward(
+        self,
+        x: Tensor,
+        state: MambaState | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, MambaState]:
+        """(B, L, D) -> (B, L, D), and the state after the last position of every sequence."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv_state = causal_conv1d(
             u,
@@ -94,6 +99,7 @@ class Mamba(SequenceMixer):
             self.conv_bias,
             silu=True,
             initial_state=None if state is None else state.conv,
+            cu_seqlens=cu_seqlens,
             return_state=True,
         )
         y, ssm_state = selective_scan(
@@ -102,6 +108,7 @@ class Mamba(SequenceMixer):
             z=z,
             dt_bias=self.dt_bias,
             initial_state=None if state is None else state.ssm,
+            cu_seqlens=cu_seqlens,
             return_state=True,
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dnassm.errors import ShapeError
-from dnassm.mixer import MIXERS, SequenceMixer, Streaming
+from dnassm.mixer import MIXERS, SequenceMixer, Streaming, packed_bounds
 
 # Longer input is cut into pieces of this length and the state is carried: the Vandermonde matrix
 # (D, N/2, L) then stays small and memory linear in L, with the same result.
@@ -78,26 +78,41 @@ class S4D(SequenceMixer):
         for parameter in (self.log_dt, self.A_log_real, self.A_imag, self.C, self.D):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, state: S4DState | None = None) -> tuple[Tensor, S4DState]:
-        """(B, L, D) -> (B, L, D), and the state after position L-1."""
+    def forward(
+        self,
+        x: Tensor,
+        state: S4DState | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, S4DState]:
+        """(B, L, D) -> (B, L, D), and the state after the last position of every sequence.
+
+        Packed sequences are convolved one after the other: an FFT does not know of their edges.
+        """
         if x.dim() != 3 or x.shape[1] == 0:
             raise ShapeError(f"S4D: x must be (B, L, D) with L > 0, got {tuple(x.shape)}")
-        inner = torch.float64 if x.dtype == torch.float64 else torch.float32
-        h = self._start(x, state)
+        bounds = [(0, x.shape[1])]
+        if cu_seqlens is not None:
+            bounds = packed_bounds("S4D", x, cu_seqlens)
+        rows = x.shape[0] if cu_seqlens is None else len(bounds)
+        starts = self._start(rows, state).chunk(len(bounds))
         step, C = self._discrete()
-        times = torch.arange(min(x.shape[1], _PIECE), device=x.device)
+        longest = min(max(stop - start for start, stop in bounds), _PIECE)
+        times = torch.arange(longest, device=x.device)
         powers = torch.exp(step.unsqueeze(-1) * times)  # (D, N/2, L), shared by all pieces
-        outputs = []
-        for piece in x.to(inner).split(_PIECE, dim=1):
-            y, h = self._convolve(piece, h, powers[..., : piece.shape[1]], step, C)
-            outputs.append(y)
+        inner = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        outputs, states = [], []
+        for (start, stop), h in zip(bounds, starts, strict=True):
+            for piece in inner[:, start:stop].split(_PIECE, dim=1):
+                y, h = self._convolve(piece, h, powers[..., : piece.shape[1]], step, C)
+                outputs.append(y)
+            states.append(h)
         y = F.gelu(torch.cat(outputs, dim=1)).to(x.dtype)
-        return F.glu(self.out_proj(y), dim=-1), S4DState(h)
+        return F.glu(self.out_proj(y), dim=-1), S4DState(torch.cat(states))
 
     def step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
         """(B, D) -> (B, D), and the next state: the recurrence itself, equation 2 discretised."""
         step, C = self._discrete()
-        h = torch.exp(step) * self._start(x, state) + x.unsqueeze(-1)
+        h = torch.exp(step) * self._start(x.shape[0], state) + x.unsqueeze(-1)
         y = 2 * (C * h).sum(-1).real + self.D * x
         return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1), S4DState(h)
 
@@ -107,10 +122,10 @@ class S4D(SequenceMixer):
         inner = torch.promote_types(self.C.dtype, torch.float32)
         return S4DState(torch.zeros(shape, dtype=inner.to_complex(), device=self.C.device))
 
-    def _start(self, x: Tensor, state: S4DState | None) -> Tensor:
-        expected = (x.shape[0], *self.A_imag.shape)
+    def _start(self, rows: int, state: S4DState | None) -> Tensor:
+        expected = (rows, *self.A_imag.shape)
         if state is None:
-            return self.init_state(x.shape[0]).ssm
+            return self.init_state(rows).ssm
         if tuple(state.ssm.shape) != expected:
             raise ShapeError(f"S4D: state must be {expected}, got {tuple(state.ssm.shape)}")
         return state.ssm

@@ -318,6 +318,111 @@ def test_gradients_flow_into_and_out_of_every_part_of_a_state(name, x):
             assert gradient.abs().max() > 0
 
 
+# Sequences packed end to end on one row
+
+
+EDGES = [[0, LENGTH], [0, 1, 2, 5, 19, 39, LENGTH], [*range(LENGTH + 1)]]
+
+
+def separately(
+    mixer: SequenceMixer, row: Tensor, edges: list[int], states: Any = None
+) -> tuple[Tensor, Any]:
+    """Every sequence of the row by itself, the outputs and the states put together again."""
+    outputs, ends = [], []
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        before = states and type(states)(*(part[number : number + 1] for part in states))
+        y, end = mixer(row[:, start:stop], before)
+        outputs.append(y)
+        ends.append(end)
+    state = ends[0] and type(ends[0])(*map(torch.cat, zip(*ends, strict=True)))
+    return torch.cat(outputs, dim=1), state
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+@pytest.mark.parametrize("edges", EDGES, ids=lambda edges: f"{len(edges) - 1} sequences")
+@pytest.mark.parametrize("name", NAMES + WRAPPED)
+def test_packed_sequences_are_the_same_sequences_one_by_one(name, edges, kind, x):
+    mixer, row = make(name), x[:1].requires_grad_()
+    want, end = separately(mixer, row, edges)
+    y, state = mixer(row, None, torch.tensor(edges, dtype=kind))
+    torch.testing.assert_close(y, want, **TOLERANCE)
+    if name not in EXACT:  # a state that grows has no one shape to compare
+        end = state = None
+    else:
+        assert all(part.shape[0] == len(edges) - 1 for part in state)
+        torch.testing.assert_close(tuple(state), tuple(end), **TOLERANCE)
+    torch.testing.assert_close(
+        gradients(mixer, loss_of(y, state), row),
+        gradients(mixer, loss_of(want, end), row),
+        **TOLERANCE,
+    )
+
+
+@pytest.mark.parametrize("edges", EDGES, ids=lambda edges: f"{len(edges) - 1} sequences")
+@pytest.mark.parametrize("name", EXACT)
+def test_packed_sequences_go_on_from_their_own_states(name, edges, x):
+    mixer, row = make(name), x[:1].requires_grad_()
+    generator = torch.Generator().manual_seed(8)
+    states = type(mixer.init_state(1))(
+        *(
+            torch.randn(part.shape, generator=generator, dtype=part.dtype).requires_grad_()
+            for part in mixer.init_state(len(edges) - 1)
+        )
+    )
+    want, end = separately(mixer, row, edges, states)
+    y, state = mixer(row, states, torch.tensor(edges))
+    torch.testing.assert_close(y, want, **TOLERANCE)
+    torch.testing.assert_close(tuple(state), tuple(end), **TOLERANCE)
+    torch.testing.assert_close(
+        gradients(mixer, loss_of(y, state), row, *states),
+        gradients(mixer, loss_of(want, end), row, *states),
+        **TOLERANCE,
+    )
+    for batch in (len(edges), len(edges) + 1):
+        with pytest.raises(ShapeError, match="state must be"):
+            mixer(row, mixer.init_state(batch), torch.tensor(edges))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_step_after_packed_sequences_is_a_step_of_each(name, x):
+    mixer, edges = make(name), EDGES[1]
+    _, state = mixer(x[:1], None, torch.tensor(edges))
+    y, _ = mixer.step(x[1, : len(edges) - 1], state)
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        longer = torch.cat([x[:1, start:stop], x[1:, number : number + 1]], dim=1)
+        torch.testing.assert_close(mixer(longer)[0][0, -1], y[number], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES + WRAPPED)
+def test_a_packed_sequence_gets_no_gradient_from_another(name, x):
+    row = x[:1].requires_grad_()
+    y, _ = make(name)(row, None, torch.tensor(EDGES[1]))
+    (gradient,) = torch.autograd.grad(loss_of(y[:, 5:19], None), row)
+    assert gradient[:, :5].abs().max() == 0
+    assert gradient[:, 19:].abs().max() == 0
+    assert gradient[:, 5:19].abs().amax(-1).min() > 0
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [[0, 5], [1, LENGTH], [0, 9, 9, LENGTH], [0, 9, 5, LENGTH], [0], [[0, LENGTH]], [0.0, LENGTH]],
+    ids=str,
+)
+@pytest.mark.parametrize("name", NAMES + WRAPPED)
+def test_edges_that_are_none_are_refused(name, edges, x):
+    with pytest.raises(ShapeError, match="cu_seqlens must"):
+        make(name)(x[:1], None, torch.tensor(edges))
+
+
+@pytest.mark.parametrize("name", NAMES + WRAPPED)
+def test_packing_takes_one_row(name, x):
+    with pytest.raises(ShapeError, match="on one row"):
+        make(name)(x, None, torch.tensor([0, LENGTH]))
+
+
+# Both directions
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_bidirectional_mixer_takes_no_state_and_no_step(name, x):
     mixer = make(name)

@@ -130,6 +130,25 @@ def test_a_sequence_in_two_parts_is_the_whole(tokens, cut):
     torch.testing.assert_close(state, end)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_packed_sequences_do_not_see_each_other(tokens, bidirectional):
+    model = make(bidirectional=bidirectional).double()
+    row, edges = tokens[:1], torch.tensor([0, 1, 12, 30])
+    packed, state = model(row, None, edges)
+    alone = [model(row[:, start:stop]) for start, stop in [(0, 1), (1, 12), (12, 30)]]
+    torch.testing.assert_close(packed, torch.cat([logits for logits, _ in alone], 1))
+    if bidirectional:
+        return
+    for number, (_, end) in enumerate(alone):
+        one = tuple(type(part)(*(tensor[number : number + 1] for tensor in part)) for part in state)
+        torch.testing.assert_close(one, end)
+
+
+def test_edges_of_packed_sequences_go_with_one_row(tokens):
+    with pytest.raises(ShapeError, match="DNAModel: cu_seqlens packs sequences on one row"):
+        make().hidden(tokens, layer=0, cu_seqlens=torch.tensor([0, 30]))
+
+
 def test_a_state_may_be_used_up_to_a_layer(tokens):
     model = make().double()
     whole, _ = model.hidden(tokens, layer=2)
