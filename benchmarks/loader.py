@@ -53,8 +53,10 @@ def measure(store: GenomeStore, length: int, workers: int) -> dict[str, float]:
     for _ in range(ROUNDS + 1):
         begin = time.perf_counter()
         for batch in loader:
-            if batch.shape != (batch_size, length):
-                raise RuntimeError(f"expected {(batch_size, length)}, got {tuple(batch.shape)}")
+            if batch.tokens.shape != (batch_size, length):
+                raise RuntimeError(
+                    f"expected {(batch_size, length)}, got {tuple(batch.tokens.shape)}"
+                )
         seconds.append(time.perf_counter() - begin)
     best = TOKENS_PER_ROUND / min(seconds[1:])  # the first round starts workers and warms caches
     return {

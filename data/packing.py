@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from dnassm.data.admissible import max_unknown, no_window, unknown_runs
+from dnassm.data.batch import Batch, check_weight, weights_of
 from dnassm.data.interval import Interval
 from dnassm.data.sampler import (
     check_index,
@@ -25,18 +25,8 @@ from dnassm.data.sampler import (
     stream_of,
 )
 from dnassm.data.store import GenomeStore
-from dnassm.data.tokenizer import Tokenizer, Tokens
+from dnassm.data.tokenizer import Tokenizer
 from dnassm.errors import ConfigError
-
-
-class PackedBatch(NamedTuple):
-    """Rows laid end to end as one, which is the shape that ``selective_scan`` takes."""
-
-    tokens: Tokens
-    """(1, B L) int64."""
-    cu_seqlens: npt.NDArray[np.int32]
-    """(S+1,): sequence s is the positions ``[cu_seqlens[s], cu_seqlens[s+1])``; 0 and B L are the
-    first and the last edge. The padding at the end of a row is a sequence of its own."""
 
 
 class PackedRows:
@@ -131,14 +121,23 @@ class PackedDataset:
         tokenizer: turns bases into tokens; each piece by itself.
         rows: say which pieces are on a row.
         seed: of the rows.
+        soft_masked_weight: weight of soft-masked bases in the loss; 1 leaves the weights out.
 
     Raises:
-        ConfigError: a token of the tokenizer could cross the border between two pieces.
+        ConfigError: a token of the tokenizer could cross the border between two pieces, or the
+            weight is out of range.
     """
 
     def __init__(
-        self, store: GenomeStore, tokenizer: Tokenizer, rows: PackedRows, *, seed: int
+        self,
+        store: GenomeStore,
+        tokenizer: Tokenizer,
+        rows: PackedRows,
+        *,
+        seed: int,
+        soft_masked_weight: float = 1.0,
     ) -> None:
+        check_weight(soft_masked_weight)
         if not tokenizer.fixed_size or rows.multiple % tokenizer.bases_per_token:
             raise ConfigError(
                 f"tokenizer {tokenizer.name}: expected tokens of a fixed number of bases that "
@@ -149,26 +148,35 @@ class PackedDataset:
         self.tokenizer = tokenizer
         self.rows = rows
         self.seed = seed
+        self.soft_masked_weight = soft_masked_weight
 
     def __len__(self) -> int:
         """Rows of one epoch."""
         return len(self.rows)
 
-    def batch(self, first: int, stop: int) -> PackedBatch:
+    def batch(self, first: int, stop: int) -> Batch:
         """Return the rows ``[first, stop)`` end to end."""
         L = self.rows.length // self.tokenizer.bases_per_token
         tokens = np.full((stop - first) * L, self.tokenizer.pad_id, dtype=np.int64)
+        weights = np.ones(tokens.size, dtype=np.float32)
         edges = {0, tokens.size}
         for number, index in enumerate(range(first, stop)):
             epoch, row = divmod(index, len(self.rows))
             at = number * L
             edges.add(at)
             for piece in self.rows(self.seed, epoch, row):
-                found = self.tokenizer.encode_codes(self.store.fetch(piece))
-                tokens[at : at + found.size] = found
+                codes = self.store.fetch(piece)
+                found = self.tokenizer.encode_codes(codes)
+                here = slice(at, at + found.size)
+                tokens[here] = found
+                weights[here] = weights_of(self.tokenizer, codes, found, self.soft_masked_weight)
                 at += found.size
                 edges.add(at)
-        return PackedBatch(tokens[None], np.array(sorted(edges), dtype=np.int32))
+        return Batch(
+            torch.from_numpy(tokens[None]),
+            torch.tensor(sorted(edges), dtype=torch.int32),
+            None if self.soft_masked_weight == 1 else torch.from_numpy(weights[None]),
+        )
 
 
 def _pieces(

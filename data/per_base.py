@@ -19,7 +19,7 @@ class PerBaseTokenizer(Tokenizer):
     Subclasses set `vocab`, with the letters A C G T in it, and the ids of the special tokens.
     """
 
-    bases_per_token = 1
+    bases_per_token = bases_of_word = 1
     n_id: int
     """What N reads as."""
     iupac_id: int

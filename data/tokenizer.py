@@ -41,6 +41,9 @@ class Tokenizer(abc.ABC):
     """Letter -> id of the tokens that are one base; empty when no token is."""
     bases_per_token: int
     """Bases from one token to the next; the last token of a sequence may hold fewer."""
+    bases_of_word: int
+    """Bases of every token but the last ones of a sequence; above `bases_per_token` they overlap.
+    Of no meaning where tokens differ in size."""
     fixed_size: ClassVar[bool] = True
     """False when tokens differ in size: L bases are then at most L tokens, `bases_per_token` is 1,
     and the rows of a batch are padded at their right end to as many tokens as the longest has."""
@@ -52,6 +55,24 @@ class Tokenizer(abc.ABC):
     def vocab_size(self) -> int:
         """V, the number of token ids, special tokens included."""
         return len(self.vocab)
+
+    def spans(self, tokens: Tokens, bases: int) -> Tokens:
+        """Bases (T, 2) of each of the tokens (T,) of a sequence of `bases`, 0-based half-open.
+
+        Padding behind the sequence spans nothing.
+        """
+        start = np.arange(tokens.size) * self.bases_per_token
+        edges = np.stack([start, start + self.bases_of_word], axis=1)
+        return np.minimum(edges, bases)
+
+    def told(self) -> Tokens:
+        """(V,) bases that a token tells beyond those of the token before it; 0 where unknown.
+
+        Bits per base divides by them: overlapping words tell one base each.
+        """
+        told = np.array([len(text) for text in self.vocab], dtype=np.int64)
+        told[list(self.ignore_ids)] = 0
+        return told
 
     @abc.abstractmethod
     def encode_codes(self, codes: Codes) -> Tokens:

@@ -7,11 +7,15 @@ number of workers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dnassm.data.alphabet import PAD
+from dnassm.data.batch import Batch, check_weight, weights_of
 from dnassm.data.sampler import Sampler
 from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer
@@ -31,15 +35,27 @@ class WindowDataset(Dataset[torch.Tensor]):
         tokenizer: turns bases into tokens.
         sampler: says which window an index is.
         seed: of the sampler.
+        soft_masked_weight: weight of soft-masked bases in the loss; 1 leaves the weights out.
+
+    Raises:
+        ConfigError: the weight is out of range.
     """
 
     def __init__(
-        self, store: GenomeStore, tokenizer: Tokenizer, sampler: Sampler, *, seed: int
+        self,
+        store: GenomeStore,
+        tokenizer: Tokenizer,
+        sampler: Sampler,
+        *,
+        seed: int,
+        soft_masked_weight: float = 1.0,
     ) -> None:
+        check_weight(soft_masked_weight)
         self.store = store
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.seed = seed
+        self.soft_masked_weight = soft_masked_weight
 
     def __len__(self) -> int:
         """Windows of one epoch."""
@@ -47,24 +63,45 @@ class WindowDataset(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return one window, int64 (L,)."""
-        return self.batch(index, index + 1)[0]
+        return self.rows([index]).tokens[0]
 
-    def batch(self, first: int, stop: int) -> torch.Tensor:
-        """Return the windows ``[first, stop)``, int64 (B, L)."""
+    def batch(self, first: int, stop: int) -> Batch:
+        """Return the windows ``[first, stop)`` as rows (B, L)."""
+        return self.rows(range(first, stop))
+
+    def rows(self, indices: Collection[int]) -> Batch:
+        """Return these windows as rows (B, L)."""
         windows = len(self.sampler)
-        codes = np.full((stop - first, self.sampler.length), PAD, dtype=np.uint8)
-        for row, index in zip(codes, range(first, stop), strict=True):
+        codes = np.full((len(indices), self.sampler.length), PAD, dtype=np.uint8)
+        for row, index in zip(codes, indices, strict=True):
             epoch, number = divmod(index, windows)
             interval = self.sampler(self.seed, epoch, number)
             row[: len(interval)] = self.store.fetch(interval)
-        return torch.from_numpy(self.tokenizer.encode_codes(codes))
+        tokens = self.tokenizer.encode_codes(codes)
+        if self.soft_masked_weight == 1:
+            return Batch(torch.from_numpy(tokens))
+        weights = [
+            weights_of(self.tokenizer, *row, self.soft_masked_weight)
+            for row in zip(codes, tokens, strict=True)
+        ]
+        return Batch(torch.from_numpy(tokens), weights=torch.from_numpy(np.stack(weights)))
 
 
-class _Batches(Dataset[torch.Tensor]):
+class BatchSource(Protocol):
+    """What `make_loader` reads: `WindowDataset`, `PackedDataset`."""
+
+    def __len__(self) -> int:
+        """Rows of one epoch."""
+
+    def batch(self, first: int, stop: int) -> Batch:
+        """Return the rows ``[first, stop)``, a pure function; the rows never end."""
+
+
+class _Batches(Dataset[Batch]):
     """Item `i` is a whole batch: one call per batch instead of one per window."""
 
     def __init__(
-        self, windows: WindowDataset, batch_size: int, bounds: range, limit: int | None
+        self, windows: BatchSource, batch_size: int, bounds: range, limit: int | None
     ) -> None:
         self.windows = windows
         self.batch_size = batch_size
@@ -74,14 +111,14 @@ class _Batches(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Batch:
         first = self.bounds[index] * self.batch_size
         stop = first + self.batch_size
         return self.windows.batch(first, stop if self.limit is None else min(stop, self.limit))
 
 
 def make_loader(
-    dataset: WindowDataset,
+    dataset: BatchSource,
     *,
     batch_size: int,
     start_batch: int = 0,
@@ -89,8 +126,8 @@ def make_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[torch.Tensor]:
-    """Load batches `start_batch`, `start_batch` + 1, ... as int64 tokens (B, L).
+) -> DataLoader[Batch]:
+    """Load batches `start_batch`, `start_batch` + 1, ...
 
     Batch k holds the windows ``[k B, (k + 1) B)`` of the dataset; it runs on over the ends of
     epochs, so that every batch is full. With several devices, batch k of rank r is batch

@@ -71,6 +71,9 @@ class DataConfig(_Section):
     tokenizer: str = Field("single", description="a name of `dnassm list tokenizers`")
     sampler: str = Field("uniform", description="a name of `dnassm list samplers`")
     rc_probability: float = Field(0.5, ge=0, le=1, description="share of windows read on strand -")
+    soft_masked_weight: float = Field(
+        1.0, ge=0, le=1, description="of soft-masked bases in the loss; 0.1 as Evo 2 and PlantCAD"
+    )
     workers: int = Field(0, ge=0, description="loader processes; changes speed, never the batches")
 
 

@@ -57,7 +57,7 @@ class BpeTokenizer(Tokenizer):
     bos_id = _BOS
     ignore_ids = (_N, _MASK, _PAD, _BOS)
     bases = MappingProxyType({letter: i for i, letter in enumerate(_LETTERS)})
-    bases_per_token = 1
+    bases_per_token = bases_of_word = 1
     fixed_size: ClassVar[bool] = False
     complement = None
 
@@ -70,6 +70,7 @@ class BpeTokenizer(Tokenizer):
         self._ids = {text: i for i, text in enumerate(_FIRST)}
         self._merges = [self._merge(merge) for merge in merges]
         self.vocab = tuple(self._ids)
+        self._sizes = np.array([1 if t.startswith("[") else len(t) for t in self.vocab])
         self._engine: Any = None
 
     def __reduce__(self) -> tuple[Callable[[list[str]], BpeTokenizer], tuple[list[str]]]:
@@ -89,6 +90,11 @@ class BpeTokenizer(Tokenizer):
     def decode(self, tokens: npt.ArrayLike) -> str:
         """Write tokens (L,) as text; see `Tokenizer.decode`."""
         return "".join(map(self.vocab.__getitem__, self._checked(tokens)))
+
+    def spans(self, tokens: Tokens, bases: int) -> Tokens:
+        """Bases (T, 2) of each of the tokens (T,); see `Tokenizer.spans`."""
+        stop = np.minimum(np.cumsum(self._sizes[tokens]), bases)
+        return np.stack([np.concatenate([[0], stop[:-1]]), stop], axis=1)
 
     def settings(self) -> dict[str, Any]:
         """The merges."""

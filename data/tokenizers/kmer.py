@@ -54,6 +54,7 @@ class KmerTokenizer(Tokenizer):
         self.k = k
         self.overlap = overlap
         self.bases_per_token = 1 if overlap else k
+        self.bases_of_word = k
         self.vocab = _vocabulary(k)
         words = len(self.vocab) - len(_SPECIAL) - k
         self.mask_id, self.pad_id, self.bos_id = range(words + k, words + k + 3)
@@ -98,6 +99,11 @@ class KmerTokenizer(Tokenizer):
         if self.overlap:
             return "".join(text if text.startswith("[") else text[0] for text in texts)
         return "".join(texts)
+
+    def told(self) -> Tokens:
+        """(V,) bases that a token tells; overlapping, the shorter last words tell none."""
+        told = super().told()
+        return (told == self.k).astype(np.int64) if self.overlap else told
 
     def settings(self) -> dict[str, Any]:
         """k, and whether words overlap."""

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dnassm.artifact import write_json
 from dnassm.baselines.markov import bits_per_base as markov_bits
 from dnassm.baselines.markov import fit_markov, fit_mixture
 from dnassm.config import RunConfig
 from dnassm.console import Progress
+from dnassm.data.batch import Batch
 from dnassm.data.samplers.tiled import TiledSampler
 from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer
@@ -118,8 +118,8 @@ def bits_per_base(
     """Mean -log2 p(base) over the windows of a split that tile it without overlap.
 
     p is a softmax over the whole vocabulary, special tokens included: a model that knows nothing
-    pays log2 V, not 2 bits. Every base counts that the objective predicts: with next-token, all but
-    the first of each window.
+    pays log2 V, not 2 bits. Every base counts that the objective predicts, and each as much as
+    every other, soft-masked or not: with next-token, all but the first of each window.
 
     Args:
         model: in evaluation mode.
@@ -138,13 +138,14 @@ def bits_per_base(
     low = uses_bfloat16(config.training.precision, device)
     generator = torch.Generator().manual_seed(0)
     nats, count, read = 0.0, 0, 0
-    for tokens in _tiles(tokenizer, config.data.length, store, split=split, windows=windows):
-        inputs, targets = objective.prepare_held_out(tokens.to(device), generator)
+    for batch in _tiles(tokenizer, config.data.length, store, split=split, windows=windows):
+        here = batch.each(lambda tensor: tensor.to(device))
+        inputs, targets, _ = objective.prepare_held_out(here, generator)
         counted = int((targets != IGNORED).sum())
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             logits, _ = model(inputs)
         nats += float(token_loss(logits, targets)) * counted
-        count, read = count + counted, read + tokens.numel()
+        count, read = count + counted, read + inputs.numel()
         if progress is not None:
             progress.update(read)
     return nats / max(count, 1) / math.log(2), count
@@ -152,8 +153,8 @@ def bits_per_base(
 
 def _tiles(
     tokenizer: Tokenizer, length: int, store: GenomeStore, *, split: str, windows: int | None
-) -> Iterator[Tensor]:
-    """Batches (B, L) of windows that tile a split, or of `windows` of them, spread evenly."""
+) -> Iterator[Batch]:
+    """Batches of windows that tile a split, or of `windows` of them, spread evenly."""
     length = min(length, max(len(interval) for interval in store.splits[split]))
     sampler = TiledSampler(store, split=split, length=length, keep_partial=True)
     dataset = WindowDataset(store, tokenizer, sampler, seed=0)
@@ -163,4 +164,4 @@ def _tiles(
         return
     chosen = iter(i * len(dataset) // windows for i in range(windows))
     while some := list(itertools.islice(chosen, batch_size)):
-        yield torch.stack([dataset[i] for i in some])
+        yield dataset.rows(some)

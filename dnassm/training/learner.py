@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from dnassm.config import RunConfig
+from dnassm.data.batch import Batch
 from dnassm.data.sampler import splitmix64
 from dnassm.data.tokenizer import Tokenizer
 from dnassm.errors import ConfigError
@@ -41,11 +42,11 @@ class Learner:
         """Hand model and optimiser to Fabric: precision, and gradients shared between devices."""
         self._wrapped, self._wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
 
-    def step(self, tokens: Tensor, *, number: int, rate: float) -> Tensor:
+    def step(self, batch: Batch, *, number: int, rate: float) -> Tensor:
         """Take step `number`, from 0, with learning rate `rate`.
 
         Args:
-            tokens: (B, L) of this device.
+            batch: of this device.
             number: what seeds masks and dropout.
             rate: learning rate.
 
@@ -59,9 +60,10 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        inputs, targets = self.objective.prepare(fabric.to_device(tokens), generator)
-        logits, _ = self._wrapped(inputs)
-        loss = token_loss(logits, targets)
+        batch = batch.each(fabric.to_device)
+        inputs, targets, weights = self.objective.prepare(batch, generator)
+        logits, _ = self._wrapped(inputs, None, batch.cu_seqlens)
+        loss = token_loss(logits, targets, weights)
         fabric.backward(loss)
         # Raising on a norm that is not finite would wait for the device in every step.
         norm = fabric.clip_gradients(

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from dnassm.console import Progress as ProgressBar
+from dnassm.data.batch import Batch
 from dnassm.data.sampler import SAMPLERS
 from dnassm.data.windows import WindowDataset, make_loader
 from dnassm.errors import ConfigError, Interrupted
@@ -83,8 +84,8 @@ class Trainer:
         self._row_began = (self.progress.tokens, self.progress.seconds)
         with stop_at_step_end() as stop, self._progress_bar() as bar:
             self._clock = time.perf_counter()
-            for tokens in self._batches():
-                self._step(tokens)
+            for batch in self._batches():
+                self._step(batch)
                 asked = self._agree(asked=stop.is_set())
                 last = self._share() >= 1
                 self._after_step(bar, last=last)
@@ -105,9 +106,15 @@ class Trainer:
         sampler = sampler_class(
             self.job.genome, split="train", length=data.length, rc_probability=data.rc_probability
         )
-        return WindowDataset(self.job.genome, self.job.tokenizer, sampler, seed=self.training.seed)
+        return WindowDataset(
+            self.job.genome,
+            self.job.tokenizer,
+            sampler,
+            seed=self.training.seed,
+            soft_masked_weight=data.soft_masked_weight,
+        )
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Batch]:
         loader = make_loader(
             self.dataset,
             batch_size=self.training.batch_size // self.fabric.world_size,
@@ -119,12 +126,12 @@ class Trainer:
         )
         return iter(loader)
 
-    def _step(self, tokens: Tensor) -> None:
+    def _step(self, batch: Batch) -> None:
         progress = self.progress
-        loss = self.learner.step(tokens, number=progress.step, rate=self._rate())
+        loss = self.learner.step(batch, number=progress.step, rate=self._rate())
         self._losses.append(loss)
         progress.step += 1
-        progress.tokens += tokens.numel() * self.fabric.world_size
+        progress.tokens += batch.tokens.numel() * self.fabric.world_size
         self._tick()
 
     def _tick(self) -> None:

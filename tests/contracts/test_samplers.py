@@ -135,7 +135,7 @@ def test_a_sampler_built_in_another_process_draws_the_same_windows(name, store):
 
 def batches(store: GenomeStore, sampler: Sampler, **loading) -> list[list]:
     dataset = WindowDataset(store, TOKENIZERS["single"](), sampler, seed=3)
-    return [batch.tolist() for batch in make_loader(dataset, batch_size=3, **loading)]
+    return [batch.tokens.tolist() for batch in make_loader(dataset, batch_size=3, **loading)]
 
 
 def epoch_and_a_half(sampler: Sampler) -> int:

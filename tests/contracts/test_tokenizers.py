@@ -145,6 +145,36 @@ def test_the_complement_is_an_involution_over_the_whole_vocabulary(tokenizer):
 
 
 @every_tokenizer
+@given(sequence=wild)
+def test_a_token_spans_the_bases_that_it_reads(variant, sequence):
+    tokenizer = build(variant)
+    tokens = tokenizer.encode(sequence)
+    padded = np.concatenate([tokens, np.full(3, tokenizer.pad_id)])
+    spans = tokenizer.spans(padded, len(sequence))
+    assert spans.shape == (padded.size, 2)
+    assert (spans[tokens.size :] == len(sequence)).all(), "padding spans nothing"
+    covered = np.zeros(len(sequence), dtype=bool)
+    for token, (start, stop) in zip(tokens, spans.tolist(), strict=False):
+        assert start < stop
+        covered[start:stop] = True
+        if token not in tokenizer.ignore_ids:
+            assert tokenizer.vocab[token] == sequence[start:stop].upper().replace("U", "T")
+    assert covered.all()
+
+
+@every_tokenizer
+@given(sequence=dna)
+def test_the_tokens_of_a_sequence_tell_every_base_once(variant, sequence):
+    tokenizer = build(variant)
+    tokens = tokenizer.encode(sequence)
+    told = tokenizer.told()
+    assert (told[list(tokenizer.ignore_ids)] == 0).all()
+    overlap = tokenizer.bases_of_word - tokenizer.bases_per_token
+    if tokens.size:  # the first of overlapping words tells all of its bases, the next one each
+        assert told[tokens].sum() == max(0, len(sequence) - overlap)
+
+
+@every_tokenizer
 @given(start=dna, letter=unknown_letters, end=dna)
 def test_an_unknown_letter_is_refused_by_name_and_position(variant, start, letter, end):
     tokenizer = build(variant)

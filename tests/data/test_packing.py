@@ -138,7 +138,9 @@ def test_each_piece_has_a_strand_of_its_own(probability, store):
 def test_each_sequence_of_a_batch_is_a_piece_and_the_rest_is_padding(settings, store):
     tokenizer = TOKENIZERS["kmer"](**settings) if settings else SINGLE
     rows = PackedRows(store, length=LENGTH, multiple=tokenizer.bases_per_token)
-    tokens, cu_seqlens = PackedDataset(store, tokenizer, rows, seed=3).batch(2, 7)
+    batch = PackedDataset(store, tokenizer, rows, seed=3).batch(2, 7)
+    assert batch.weights is None
+    tokens, cu_seqlens = batch.tokens.numpy(), batch.cu_seqlens.numpy()
     L = LENGTH // tokenizer.bases_per_token
     assert tokens.shape == (1, 5 * L)
     assert tokens.dtype == np.int64
@@ -152,6 +154,23 @@ def test_each_sequence_of_a_batch_is_a_piece_and_the_rest_is_padding(settings, s
     assert found == [tokenizer.encode_codes(store.fetch(piece)).tolist() for piece in pieces]
     whole = sum(len(part) for part in found)
     assert (tokens == tokenizer.pad_id).sum() == tokens.size - whole
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_weights_follow_the_pieces_of_a_packed_batch(k, store):
+    tokenizer = TOKENIZERS["kmer"](k=k)
+    rows = PackedRows(store, length=LENGTH, multiple=k)
+    batch = PackedDataset(store, tokenizer, rows, seed=3, soft_masked_weight=0.1).batch(0, 4)
+    assert batch.weights.shape == batch.tokens.shape
+    found = [
+        batch.weights[0, a:b].numpy()
+        for a, b in itertools.pairwise(batch.cu_seqlens.tolist())
+        if (batch.tokens[0, a:b] != tokenizer.pad_id).any()
+    ]
+    for weights, piece in zip(found, (p for i in range(4) for p in rows(3, 0, i)), strict=True):
+        of_bases = np.where(store.fetch(piece) >= 0x80, 0.1, 1.0)
+        of_words = [of_bases[at : at + k].mean() for at in range(0, len(of_bases), k)]
+        np.testing.assert_allclose(weights, of_words, rtol=1e-6)
 
 
 def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
@@ -172,7 +191,7 @@ def test_the_scan_of_a_packed_batch_is_that_of_each_sequence_alone(rows, store):
 
 
 def batches(loader) -> list[tuple[list, list]]:
-    return [(tokens.tolist(), edges.tolist()) for tokens, edges in loader]
+    return [(batch.tokens.tolist(), batch.cu_seqlens.tolist()) for batch in loader]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

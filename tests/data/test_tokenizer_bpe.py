@@ -138,7 +138,10 @@ def test_workers_encode_the_same_batches(trained, store):
     sampler = UniformSampler(store, split="train", length=200)
     dataset = WindowDataset(store, trained, sampler, seed=5)
     alone, forked = (
-        [batch.tolist() for batch in make_loader(dataset, batch_size=3, batches=4, workers=workers)]
+        [
+            batch.tokens.tolist()
+            for batch in make_loader(dataset, batch_size=3, batches=4, workers=workers)
+        ]
         for workers in (0, 2)
     )
     assert alone == forked

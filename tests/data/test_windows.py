@@ -36,7 +36,7 @@ def make(store: GenomeStore, sampler: str = "uniform", **options) -> WindowDatas
 
 
 def digests(loader) -> list[str]:
-    return [hashlib.sha256(batch.numpy().tobytes()).hexdigest() for batch in loader]
+    return [hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest() for batch in loader]
 
 
 def test_an_item_is_the_window_of_its_index_in_its_epoch(store):
@@ -62,7 +62,8 @@ def test_a_minus_strand_window_is_the_reverse_complement_of_the_plus_strand(stor
 
 def test_batches_are_int64_and_hold_consecutive_items_over_the_end_of_an_epoch(store):
     dataset = make(store)
-    batches = list(make_loader(dataset, batch_size=6, batches=8))  # 48 windows of epochs of 20
+    loader = make_loader(dataset, batch_size=6, batches=8)
+    batches = [batch.tokens for batch in loader]  # 48 windows of epochs of 20
     assert len(batches) == 8
     assert all(batch.shape == (6, LENGTH) and batch.dtype == torch.int64 for batch in batches)
     assert torch.equal(torch.cat(batches), torch.stack([dataset[i] for i in range(48)]))
@@ -102,7 +103,7 @@ def test_several_devices_share_one_stream_of_batches(store):
 
 def test_without_a_number_of_batches_one_epoch_is_read_once(store):
     dataset = make(store, sampler="tiled", keep_partial=True)
-    batches = list(make_loader(dataset, batch_size=8))
+    batches = [batch.tokens for batch in make_loader(dataset, batch_size=8)]
     assert [len(batch) for batch in batches] == [8, 8, 5]
     tokens = torch.cat(batches)
     pad = dataset.tokenizer.pad_id
@@ -132,13 +133,30 @@ def test_a_loader_read_twice_gives_the_same_batches_and_leaves_no_process_behind
     assert digests(loader) == digests(loader)
     assert len(set(multiprocessing.active_children()) - before) == 2
     unfinished = make_loader(make(store), batch_size=4, batches=50, workers=1)
-    assert next(iter(unfinished)).shape == (4, LENGTH)
+    assert next(iter(unfinished)).tokens.shape == (4, LENGTH)
     del loader, unfinished
     gc.collect()
     deadline = time.monotonic() + 10
     while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(multiprocessing.active_children()) - before
+
+
+def test_a_soft_masked_base_weighs_what_it_is_told_on_either_strand(store):
+    plain, weighted = (
+        WindowDataset(store, TOKENIZERS["single"](), sampler, seed=11, soft_masked_weight=weight)
+        for sampler in [SAMPLERS["uniform"](store, length=LENGTH, rc_probability=0.5)]
+        for weight in (1.0, 0.1)
+    )
+    assert plain.batch(0, 20).weights is None
+    batch = next(iter(make_loader(weighted, batch_size=20, workers=1)))
+    assert torch.equal(batch.tokens, plain.batch(0, 20).tokens)
+    windows = [weighted.sampler(11, 0, i) for i in range(20)]
+    assert {window.strand for window in windows} == {"+", "-"}
+    lower = np.stack([store.fetch(window) >= 0x80 for window in windows])
+    np.testing.assert_array_equal(batch.weights.numpy(), np.where(lower, 0.1, 1).astype("f4"))
+    with pytest.raises(ConfigError, match=r"soft_masked_weight: expected .* got 1.5"):
+        WindowDataset(store, plain.tokenizer, plain.sampler, seed=0, soft_masked_weight=1.5)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,12 @@ HOOKS = {
 def record_batches(path: str) -> None:
     step = Learner.step
 
-    def recorded(self, tokens, *, number, rate):
-        digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    def recorded(self, batch, *, number, rate):
+        parts = (b"-" if part is None else part.numpy().tobytes() for part in batch)
+        digest = hashlib.sha256(b"|".join(parts)).hexdigest()
         with Path(path).open("a") as file:
             file.write(f"{number} {digest}\n")
-        return step(self, tokens, number=number, rate=rate)
+        return step(self, batch, number=number, rate=rate)
 
     Learner.step = recorded
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dnassm.config import ObjectiveConfig
+from dnassm.data.batch import Batch
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.task import IGNORED, TASKS, token_loss
 
@@ -34,7 +35,7 @@ def tokens(*shape: int) -> torch.Tensor:
 
 def test_the_target_of_next_is_the_token_after():
     given = tokens(3, 64)
-    inputs, targets = objective("next").prepare(given, generator())
+    inputs, targets, _ = objective("next").prepare(Batch(given), generator())
     assert torch.equal(inputs, given)
     assert (targets[:, -1] == IGNORED).all()
     counted = targets[:, :-1] != IGNORED
@@ -45,7 +46,7 @@ def test_the_target_of_next_is_the_token_after():
 @pytest.mark.parametrize("prepare", ["prepare", "prepare_held_out"])
 def test_masked_targets_are_the_bases_that_were_there_and_the_rest_is_untouched(prepare):
     given = tokens(8, 256)
-    inputs, targets = getattr(objective("masked"), prepare)(given, generator())
+    inputs, targets, _ = getattr(objective("masked"), prepare)(Batch(given), generator())
     chosen = targets != IGNORED
     assert torch.equal(targets[chosen], given[chosen])
     assert torch.equal(inputs[~chosen], given[~chosen])
@@ -55,7 +56,7 @@ def test_masked_targets_are_the_bases_that_were_there_and_the_rest_is_untouched(
 @pytest.mark.parametrize("ratio", [0.15, 0.5])
 def test_masked_chooses_its_share_and_shows_it_80_10_10(ratio):
     given = BASES[torch.randint(len(BASES), (64, 2048), generator=generator(4))]
-    inputs, targets = objective("masked", mask_ratio=ratio).prepare(given, generator())
+    inputs, targets, _ = objective("masked", mask_ratio=ratio).prepare(Batch(given), generator())
     chosen = targets != IGNORED
     n = int(chosen.sum())
     # Five standard deviations of a binomial share.
@@ -69,7 +70,7 @@ def test_masked_chooses_its_share_and_shows_it_80_10_10(ratio):
 
 
 def test_no_target_of_a_measurement_can_be_seen():
-    inputs, targets = objective("masked").prepare_held_out(tokens(8, 256), generator())
+    inputs, targets, _ = objective("masked").prepare_held_out(Batch(tokens(8, 256)), generator())
     assert (inputs[targets != IGNORED] == SINGLE.mask_id).all()
 
 
@@ -94,6 +95,34 @@ def test_positions_that_do_not_count_get_no_gradient():
     torch.testing.assert_close(logits.grad[0, 1], by_hand)
     logits.grad[0, 1] = 0
     assert (logits.grad == 0).all()
+
+
+def test_a_weighted_loss_is_the_weighted_mean_by_hand():
+    logits = torch.randn(2, 5, 8, generator=generator(), requires_grad=True)
+    targets = torch.tensor([[0, 1, IGNORED, 3, 2], [IGNORED, 1, 1, IGNORED, 0]])
+    weights = torch.rand(2, 5, generator=generator(6))
+    counted = targets != IGNORED
+    nats = -logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    by_hand = (weights * nats)[counted].sum() / weights[counted].sum()
+    loss = token_loss(logits, targets, weights)
+    torch.testing.assert_close(loss, by_hand)
+    gradients = [
+        torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (loss, by_hand)
+    ]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(token_loss(logits, targets, weights / 10), loss)
+    ones = torch.ones_like(weights)
+    torch.testing.assert_close(token_loss(logits, targets, ones), token_loss(logits, targets))
+
+
+def test_targets_that_weigh_nothing_get_no_gradient():
+    logits = torch.randn(2, 5, 8, generator=generator(), requires_grad=True)
+    weights = torch.zeros(2, 5)
+    token_loss(logits, torch.full((2, 5), 3), weights).backward()
+    assert (logits.grad == 0).all()
+    weights[1, 2] = 0.1
+    loss = token_loss(logits, torch.full((2, 5), 3), weights)
+    torch.testing.assert_close(loss, -logits.log_softmax(-1)[1, 2, 3])
 
 
 def test_without_any_target_loss_and_gradient_are_zero():
