@@ -1,0 +1,75 @@
+"""What a norm was called with, in the form in which its backends take it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Norm:
+    """Checked arguments of one call; shapes as in `norm` and `add_norm`, any strides.
+
+    A backward gets as x what was normed, the sum where there was a residual, and no residual.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    gate: Tensor | None
+    centred: bool
+    """Whether the mean is taken off first: LayerNorm."""
+    eps: float
+    groups: int
+    total_dtype: torch.dtype
+    """Of the sum of x and residual; without a residual that of x."""
+
+    @property
+    def channels(self) -> int:
+        """D."""
+        return self.x.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """Channels of a group, D / groups."""
+        return self.x.shape[-1] // self.groups
+
+    @property
+    def inner(self) -> torch.dtype:
+        """Dtype of all sums: float32, float64 if x is."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """(R, D): `tensor` without its leading axes, in place wherever its strides allow it."""
+        return tensor.reshape(-1, self.channels)
+
+
+class Wanted(NamedTuple):
+    """The dtypes in which a backward gives the gradient of what was normed."""
+
+    x: torch.dtype
+    residual: torch.dtype | None
+    """None where there is no residual, or one of the dtype of x: then both gradients are one."""
+
+
+class Gradients(NamedTuple):
+    """Gradient of each tensor argument, in its dtype and shape; None where it is not wanted."""
+
+    x: Tensor
+    residual: Tensor | None
+    gate: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+
+
+def of_parameters(call: Norm, sums: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight and bias from their sums (2, D), or (1, D) without a bias.
+
+    Copies: an operator's results share no memory.
+    """
+    dweight = sums[0].to(call.weight.dtype, copy=True)
+    return dweight, None if call.bias is None else sums[1].to(call.bias.dtype, copy=True)

@@ -1,0 +1,146 @@
+"""The norms in Triton: one pass over the rows forward, one backward, no atomics.
+
+Triton and the kernels are imported by the first call that runs them, not with dnassm.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dnassm.kernels.backends import Elsewhere
+from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted, of_parameters
+
+PRIORITY = 20
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WIDEST = 8192
+"""Channels of a group at most: a row lies in the registers of one program."""
+_TILE = 2048
+"""Numbers of a tile of rows, 16 for each thread of its `_WARPS`; one row where it is wider."""
+_WARPS = 4
+_ROWS = 128
+"""Rows of a tile at most."""
+_PROGRAMS = 1024
+"""Programs of a backward at most, each with its own sums for weight and bias."""
+
+
+def supports(call: Norm) -> str | None:
+    """Runs on CUDA, ROCm and XPU; on CPU tensors in Triton's interpreter, slowly, for tests."""
+    device = call.x.device
+    if device.type == "cpu" and not _interpreted():
+        return Elsewhere("the tensors are on the CPU, it needs a GPU")
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return Elsewhere(f"the tensors are on {device.type}, it needs a GPU")
+    if call.x.dtype not in _DTYPES:
+        return Elsewhere(f"computes in float32, x is {call.x.dtype}")
+    if call.width > _WIDEST:
+        return f"a group has {call.width} channels, it takes up to {_WIDEST}"
+    if not _installed():
+        return "triton is not installed"
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"triton needs compute capability 8.0, this GPU has {capability}"
+    return None
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    """Whether TRITON_INTERPRET was set when triton was, or will be, imported."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes", "y"):
+        return False
+    library = sys.modules.get("triton.language.standard")
+    return library is None or type(library.sum).__name__ != "JITFunction"
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("dnassm.kernels.norm.triton.kernels")
+
+
+def forward(call: Norm) -> tuple[Tensor, Tensor | None]:
+    """Compute y and, with a residual, the sum; shapes as in `add_norm`. Sums are float32."""
+    work = _Work(call)
+    y = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.x.device)
+    total = None
+    if call.residual is not None:
+        total = torch.empty(call.x.shape, dtype=call.total_dtype, device=call.x.device)
+    _kernels().forward[(work.tiles * call.groups,)](
+        *work.arguments, *_placed(call, call.residual), call.bias, y, total, **work.constants
+    )
+    return y, total
+
+
+def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> Gradients:
+    """Gradients of every input; those of weight and bias per program, then added in one order."""
+    work = _Work(call)
+    shape, device = call.x.shape, call.x.device
+    dx = torch.empty(shape, dtype=wanted.x, device=device)
+    dresidual = dgate = None
+    if wanted.residual is not None:
+        dresidual = torch.empty(shape, dtype=wanted.residual, device=device)
+    if call.gate is not None:
+        dgate = torch.empty(shape, dtype=call.gate.dtype, device=device)
+    each = -(-work.tiles // _PROGRAMS)
+    programs = -(-work.tiles // each)
+    kinds = 1 if call.bias is None else 2
+    partial = torch.empty((programs, kinds, call.channels), dtype=torch.float32, device=device)
+    _kernels().backward[(programs * call.groups,)](
+        *work.arguments,
+        *_placed(call, dy),
+        *_placed(call, dtotal),
+        dx,
+        dresidual,
+        dgate,
+        partial,
+        each,
+        **work.constants,
+    )
+    return Gradients(dx, dresidual, dgate, *of_parameters(call, partial.sum(0)))
+
+
+def _placed(call: Norm, tensor: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """(R, D) rows of `tensor` and their strides."""
+    if tensor is None:
+        return None, 0, 0
+    rows = call.rows(tensor)
+    return rows, rows.stride(0), rows.stride(1)
+
+
+class _Work:
+    """One call as the kernels take it: arguments that both begin with, and constants."""
+
+    def __init__(self, call: Norm) -> None:
+        self.block = max(16, 1 << (call.width - 1).bit_length())
+        steps = max(1, min(_ROWS, _TILE // self.block))
+        rows = call.x.numel() // call.channels
+        self.tiles = -(-rows // steps)
+        self.arguments = (
+            *_placed(call, call.x),
+            *_placed(call, call.gate),
+            call.weight.contiguous(),
+            rows,
+            call.width,
+            call.groups,
+            call.eps,
+        )
+        self.constants = {
+            "centred": call.centred,
+            "has_bias": call.bias is not None,
+            "gated": call.gate is not None,
+            "steps": steps,
+            "block": self.block,
+            "num_warps": _WARPS * max(1, self.block // _TILE),
+        }
