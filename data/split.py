@@ -9,9 +9,14 @@ A rule is a line of text, so that it travels in a store, a config and a command 
   number `test` are held out. `test` is ``every - 1`` when it is not given, `valid` is no block;
   ``none`` says so outright.
 - ``halves``, ``halves:gap=1000``: the first half of each contig trains, the second half tests.
+- ``bed:FILE``: the regions of a BED file whose column 4 (or the column that its header names
+  ``split``) says train, valid or test. ``bed:train=FILE,valid=FILE,test=FILE``: one file per part.
+  What no region holds belongs to no part; with ``rest=train`` it trains. ``gap=1000`` as above. The
+  text of the rule that a store keeps also has the files' sha256, and refuses other files.
 
 `gap` bases are dropped on EACH side of a border between different parts, so 2 * gap bases lie
-between a training base and the nearest held-out base. Without a gap the parts cover the genome.
+between a training base and the nearest held-out base; bases of no part in between count. Without a
+gap the parts of every rule but ``bed`` cover the genome.
 
 >>> rule = parse_split("blocks:size=10,every=3,gap=1")
 >>> rule.apply({"chr1": 30})["test"]
@@ -25,6 +30,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 from dnassm.data.interval import Interval
+from dnassm.data.split_bed import Region, digest_of, place_regions, read_regions
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import did_you_mean
 
@@ -50,7 +56,7 @@ class SplitRule(abc.ABC):
 
     @abc.abstractmethod
     def tile(self, lengths: Mapping[str, int]) -> Iterator[tuple[str, list[Piece]]]:
-        """Yield every contig with pieces that cover it in order, before any gap."""
+        """Yield every contig with its pieces in order, before any gap; a hole has no part."""
 
     def apply(self, lengths: Mapping[str, int]) -> dict[str, tuple[Interval, ...]]:
         """Intervals of each part, plus strand, in the order of the genome.
@@ -186,11 +192,42 @@ class HalvesSplit(SplitRule):
             yield contig, [(0, half, "train"), (half, length, "test")]
 
 
+@dataclasses.dataclass(frozen=True)
+class BedSplit(SplitRule):
+    """Regions of BED files; read once, when the rule is parsed."""
+
+    files: tuple[tuple[str | None, str], ...]
+    """(part, path); with the part None the file itself names the parts."""
+    rest: str
+    gap: int
+    sha256: str
+    regions: tuple[Region, ...] = dataclasses.field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """See SplitRule."""
+        named = [path if part is None else f"{part}={path}" for part, path in self.files]
+        return f"bed:{','.join(named)},rest={self.rest},gap={self.gap},sha256={self.sha256}"
+
+    def held_out(self) -> frozenset[str]:
+        """See SplitRule."""
+        return frozenset(region.part for region in self.regions) - {"train"}
+
+    def tile(self, lengths: Mapping[str, int]) -> Iterator[tuple[str, list[Piece]]]:
+        """See SplitRule."""
+        placed = place_regions(self.regions, lengths)
+        for contig, length in lengths.items():
+            pieces = placed.get(contig, [])
+            yield contig, _filled(pieces, length) if self.rest == "train" else pieces
+
+
 def parse_split(text: str) -> SplitRule:
     """Read a split rule; the module's docstring lists them.
 
     Raises:
         ConfigError: an unknown rule or key, a key that is missing, or a value out of range.
+        ArtifactError: a BED file is missing or cannot be read.
+        FormatError: a line of a BED file is no region of a part.
     """
     kind, _, rest = text.strip().partition(":")
     if kind not in _PARSERS:
@@ -205,9 +242,13 @@ class _Options:
 
     def __init__(self, text: str, rest: str) -> None:
         self.text = text
+        self.plain: list[str] = []  # only of a rule that is named after files
         self.values: dict[str, list[str]] = {}
         for item in filter(None, rest.split(",")):
             key, equals, value = item.partition("=")
+            if text.strip().startswith("bed:") and (not equals or "/" in key):
+                self.plain.append(item.strip())
+                continue
             if not equals or not value:
                 raise ConfigError(f"split {text!r}: expected key=value, got {item!r}")
             self.values.setdefault(key.strip(), []).append(value.strip())
@@ -293,31 +334,76 @@ def _parse_halves(text: str, options: _Options) -> SplitRule:
     return rule
 
 
+def _parse_bed(text: str, options: _Options) -> SplitRule:
+    files: list[tuple[str | None, str]] = [(None, path) for path in options.plain]
+    for part in PARTS:
+        files += [(part, path) for path in options.take_all(part)]
+    rest = options.take_all("rest") or ("none",)
+    gap = options.take_int("gap", at_least=0, default=0)
+    stated = options.take_all("sha256")
+    options.done((*PARTS, "rest", "gap", "sha256"))
+    if not files or len({part is None for part, _ in files}) > 1 or len(options.plain) > 1:
+        raise ConfigError(
+            f"split {text!r}: expected bed:FILE with the parts in column 4, or "
+            "bed:train=FILE,valid=FILE,test=FILE; a path must hold no comma"
+        )
+    if len(rest) != 1 or rest[0] not in ("none", "train"):
+        raise ConfigError(f"split {text!r}: rest must be none or train, got {', '.join(rest)}")
+    digest = digest_of(files)
+    if stated and stated != (digest,):
+        raise ConfigError(
+            f"split {text!r}: the BED files have changed (sha256 {digest[:12]}...); bring the "
+            "old ones back, or tokenize the genome again with the new ones"
+        )
+    rule = BedSplit(tuple(files), rest[0], gap, digest, read_regions(files))
+    if not rule.held_out():
+        raise ConfigError(f"split {text!r} holds nothing out; write 'none' instead")
+    return rule
+
+
 _PARSERS: dict[str, Callable[[str, _Options], SplitRule]] = {
     "none": _parse_none,
     "contig": _parse_contig,
     "blocks": _parse_blocks,
     "halves": _parse_halves,
+    "bed": _parse_bed,
 }
 
 
 def _merge(pieces: list[Piece]) -> list[Piece]:
-    """Join neighbours of one part and drop empty pieces."""
+    """Join pieces of one part that touch and drop empty ones."""
     merged: list[Piece] = []
     for start, end, part in pieces:
         if start == end:
             continue
-        if merged and merged[-1][2] == part:
+        if merged and merged[-1][1:] == (start, part):
             merged[-1] = (merged[-1][0], end, part)
         else:
             merged.append((start, end, part))
     return merged
 
 
+def _filled(pieces: list[Piece], length: int) -> list[Piece]:
+    """Pieces of a contig with its holes as train."""
+    filled: list[Piece] = []
+    reached = 0
+    for start, end, part in [*pieces, (length, length, "train")]:
+        filled += [(reached, start, "train"), (start, end, part)]
+        reached = end
+    return filled
+
+
 def _cut_gaps(pieces: list[Piece], gap: int) -> Iterator[Piece]:
     """Drop `gap` bases on each side of every border; a piece that is all gap vanishes."""
-    for index, (start, end, part) in enumerate(pieces):
-        first = start + gap if index > 0 else start
-        last = end - gap if index < len(pieces) - 1 else end
+    for before, (start, end, part), after in zip(
+        [None, *pieces], pieces, [*pieces[1:], None], strict=False
+    ):
+        first = start + (_cut(before, (start, end, part), gap) if before else 0)
+        last = end - (_cut((start, end, part), after, gap) if after else 0)
         if first < last:
             yield first, last, part
+
+
+def _cut(left: Piece, right: Piece, gap: int) -> int:
+    """Bases to drop on each side between two neighbours; the hole between them is a gap as well."""
+    return max(0, gap - (right[0] - left[1]) // 2) if left[2] != right[2] else 0

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, parse_split
-from dnassm.errors import ConfigError, GenomeError
+from dnassm.data.store import append_to_store, build_store
+from dnassm.errors import ArtifactError, ConfigError, FormatError, GenomeError
 
 genomes = st.lists(st.integers(1, 300), min_size=1, max_size=5).map(
     lambda lengths: {f"c{i}": length for i, length in enumerate(lengths)}
@@ -143,3 +144,113 @@ def test_a_contig_that_does_not_exist_is_named_with_the_nearest_one():
 def test_a_rule_that_leaves_a_part_empty_is_refused(text, part):
     with pytest.raises(ConfigError, match=f"leaves no base to {part}"):
         parse_split(text).apply({"a": 100})
+
+
+def bed(tmp_path, text, name="split.bed"):
+    path = tmp_path / name
+    path.write_text(text.replace(" ", "\t"))
+    return path
+
+
+def test_a_bed_names_the_part_of_each_region_and_the_rest_belongs_to_none(tmp_path):
+    path = bed(tmp_path, "a 0 10 train\na 5 12 train\na 20 30 test\nb 3 9 dev\n")
+    splits = parse_split(f"bed:{path}").apply({"a": 40, "b": 9})
+    assert splits["train"] == (Interval("a", 0, 12),)
+    assert splits["test"] == (Interval("a", 20, 30),)
+    assert splits["valid"] == (Interval("b", 3, 9),)
+
+
+def test_a_header_column_split_goes_before_column_4_and_the_rest_may_train(tmp_path):
+    path = bed(tmp_path, "#chrom start end name split\na 5 10 enhancer test\n")
+    splits = parse_split(f"bed:{path},rest=train").apply({"a": 12, "b": 4})
+    assert splits["train"] == (Interval("a", 0, 5), Interval("a", 10, 12), Interval("b", 0, 4))
+
+
+def test_one_bed_per_part_is_the_same_split(tmp_path):
+    one = bed(tmp_path, "1 0 10 train\n1 10 30 test\n")
+    train, test = bed(tmp_path, "1 0 10\n", "a"), bed(tmp_path, "1 10 30\n", "b")
+    lengths = {"chr1": 40}
+    two = parse_split(f"bed:train={train},test={test},gap=2")
+    assert two.apply(lengths) == parse_split(f"bed:{one},gap=2").apply(lengths)
+    assert two.apply(lengths)["train"] == (Interval("chr1", 0, 8),)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 15), st.sampled_from(PARTS)), min_size=2),
+    st.integers(0, 12),
+    st.booleans(),
+)
+def test_any_bed_keeps_its_regions_and_the_gap_between_parts(tmp_path_factory, rows, gap, rest):
+    at, lines, truth = 0, [], []
+    for length, hole, part in rows:
+        lines.append(f"c\t{at}\t{at + length}\t{part}")
+        truth += [PARTS.index(part)] * length + [0 if rest else -1] * hole
+        at += length + hole
+    path = tmp_path_factory.mktemp("bed") / "split.bed"
+    path.write_text("\n".join(lines))
+    try:
+        rule = parse_split(f"bed:{path},gap={gap}" + (",rest=train" if rest else ""))
+        splits = rule.apply({"c": at})
+    except ConfigError:
+        return  # a part is empty, or nothing is held out; have their own tests
+    assert parse_split(rule.text) == rule
+    canvas = painted(splits, {"c": at})["c"]
+    kept = np.flatnonzero(canvas >= 0)
+    assert np.array_equal(canvas[kept], np.array(truth)[kept])
+    borders = np.flatnonzero(np.diff(canvas[kept]))
+    assert (kept[borders + 1] - kept[borders] > 2 * gap).all()
+    if gap == 0:
+        assert np.array_equal(canvas, truth)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a 0 10 train\na 9 20 test\n", r"split.bed:2: test region a:\[9, 20\) overlaps the train"),
+        ("a 0 9 train\na 1 2 train\na 3 4 test\n", r"split.bed:3: .* of .*split.bed:1; a base"),
+        ("a 0 10 train\nz 9 20 test\n", "split.bed:2: no contig 'z' in the genome"),
+        ("a 0 10 train\na 10 41 test\n", r"split.bed:2: contig 'a' of the genome ends at 40 bp"),
+        ("a 0 10 train\na 10 20 tset\n", "split.bed:2: expected train, .*Did you mean 'test'"),
+        ("a 0 10 train\na 10 20\n", "split.bed:2: expected train, valid or test .* got ''"),
+        ("a 0 10 train\na 10 10 test\n", "split.bed:2: expected a region of at least 1 base"),
+        ("a 0 10 train\n", "holds nothing out"),
+        ("a 0 10 test\n", "leaves no base to train"),
+    ],
+)
+def test_a_bed_that_makes_no_split_is_refused_with_its_line(tmp_path, text, words):
+    path = bed(tmp_path, text)
+    with pytest.raises((GenomeError, FormatError, ConfigError), match=words):
+        parse_split(f"bed:{path}").apply({"a": 40})
+
+
+def test_rules_that_name_no_bed_files_are_refused(tmp_path):
+    path = bed(tmp_path, "a 0 10 train\na 10 20 test\n")
+    for rule, words in [
+        ("bed:", "expected bed:FILE"),
+        (f"bed:{path},test={path}", "expected bed:FILE"),
+        (f"bed:{path},rest=test", "rest must be none or train, got test"),
+        (f"bed:{path},gpa=3", "Did you mean 'gap'"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            parse_split(rule)
+    with pytest.raises(ArtifactError, match=r"nothing\.bed: expected a BED file"):
+        parse_split(f"bed:{tmp_path / 'nothing.bed'}")
+
+
+def test_a_rule_that_a_store_keeps_refuses_a_bed_that_has_changed(tmp_path):
+    path = bed(tmp_path, "a 0 10 train\na 10 20 test\n")
+    text = parse_split(f"bed:{path}").text
+    bed(tmp_path, "a 0 10 train\na 10 30 test\n")
+    with pytest.raises(ConfigError, match="the BED files have changed"):
+        parse_split(text)
+
+
+def test_a_store_is_built_and_appended_to_under_the_split_of_a_bed(tmp_path):
+    for name, contig in (("one.fa", "a"), ("two.fa", "b")):
+        (tmp_path / name).write_text(f">{contig}\n{'ACGT' * 5}\n")
+    path = bed(tmp_path, "a 0 10 train\na 12 20 test\n")
+    store = build_store([tmp_path / "one.fa"], tmp_path / "s", split=f"bed:{path},rest=train")
+    assert store.splits["train"] == (Interval("a", 0, 12),)
+    store = append_to_store([tmp_path / "two.fa"], tmp_path / "s")
+    assert store.splits["train"] == (Interval("a", 0, 12), Interval("b", 0, 20))
+    assert store.splits["test"] == (Interval("a", 12, 20),)
