@@ -28,10 +28,9 @@ SOURCE = Path(__file__).with_name("scan.cu")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 128
 _TILE = 8
+"""Steps whose states the backward holds in registers."""
 _WARPS = {"FORWARD": 16, "CHUNK_ENDS": 16, "BACKWARD": 8}
 """Warps per multiprocessor that registers are held down for."""
-_RUN = 8
-"""Steps whose states the backward holds in registers."""
 # Steps after which a Mamba at its initialisation has forgotten; only the cut of L follows from it.
 _MEMORY = 10_000
 _SPANS = (128, 64, 32, 16)
@@ -162,12 +161,12 @@ class _Shape(NamedTuple):
     def shared(self) -> int:
         """Most bytes of shared memory of `backward`, as laid out there."""
         tiles = 4 * _TILE * (self.channels + 4) + 4 * _TILE * self.channels
-        work = tiles + self.channels + 2 * _TILE * self.padded
+        work = tiles + self.channels + 4 * _TILE * self.padded
         return 4 * (self.span * 2 * self.padded + self.threads // 32 * work)
 
     def scratch(self, blocks: int) -> int:
         """Floats for the states inside of a span, of so many blocks."""
-        return blocks * (self.threads // 32) * (self.span // _RUN - 1) * 512
+        return blocks * (self.threads // 32) * (self.span // _TILE - 1) * 512
 
     @staticmethod
     def of(scan: Scan) -> _Shape:
@@ -400,7 +399,6 @@ class _Walk:
             "VEC": self._neighbours(),
             "NTH": threads,
             "CK": shape.span,
-            "RUN": _RUN,
             "SOFTPLUS": int(scan.dt_softplus),
             "HAS_Z": int(scan.z is not None),
             "PACKED": int(self.packed),

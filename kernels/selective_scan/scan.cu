@@ -11,7 +11,7 @@
 //
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
-// saved states; RUN steps whose states the backward holds in registers; SOFTPLUS, HAS_Z, PACKED,
+// saved states; SOFTPLUS, HAS_Z, PACKED,
 // ADJOINT, EXACT (never stop early).
 
 typedef long long i64;
@@ -349,20 +349,36 @@ struct alignas(16) Tile {
   }
 };
 
-// Steps of B and C, or of one of them, as floats in shared memory, states permuted.
-template <int KINDS>
+// ROWS steps of B and C, or of one of them, as floats in shared memory, states permuted.
+template <int KINDS, int ROWS = TB>
 struct Maps {
-  static const int TOTAL = TB * KINDS * NPAD, EACH = (TOTAL + NTH - 1) / NTH;
+  static const int TOTAL = ROWS * KINDS * NPAD, EACH = (TOTAL + NTH - 1) / NTH;
   T held[EACH];  // as they lie in memory: widening here would wait for them
 
   __device__ __forceinline__ void load(const T *B, i64 Bt, i64 Bn, const T *C, i64 Ct, i64 Cn, i64 rows) {
+    // Threads in a row of B or C: then every value of a thread is of the same state.
+    const bool regular = NTH % (KINDS * NPAD) == 0;
+    const int first = threadIdx.x / (KINDS * NPAD);
+    const T *p = nullptr;
+    i64 step = 0;
+    if (regular) {
+      const int n = threadIdx.x % NPAD;
+      const bool second = KINDS == 2 && threadIdx.x % (KINDS * NPAD) >= NPAD;
+      p = second ? C + first * Ct + n * Cn : B + first * Bt + n * Bn;
+      step = (second ? Ct : Bt) * (NTH / (KINDS * NPAD));
+      if (n >= N) rows = 0;
+    }
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * NTH, row = i / (KINDS * NPAD), n = i % NPAD;
       const bool second = KINDS == 2 && i % (KINDS * NPAD) >= NPAD;
-      const bool there = row < rows && n < N && (TOTAL % NTH == 0 || i < TOTAL);
       held[j] = 0;
-      if (there) held[j] = second ? C[row * Ct + n * Cn] : B[row * Bt + n * Bn];
+      if (regular) {
+        if (first + j * (NTH / (KINDS * NPAD)) < rows) held[j] = *p;
+        p += step;
+      } else if (row < rows && n < N && (TOTAL % NTH == 0 || i < TOTAL)) {
+        held[j] = second ? C[row * Ct + n * Cn] : B[row * Bt + n * Bn];
+      }
     }
   }
   __device__ __forceinline__ void store(float *to) const {
@@ -394,14 +410,52 @@ __device__ __forceinline__ float inside(int r, i64 from, i64 until) {
 // s_t the sum of the steps after t; t runs backwards, so that a state is left as soon as 2^(a s_t)
 // is below 2^-40 (unless EXACT). ADJOINT 1: what the chunk hands to the left, sum_t 2^(a s_t) dy C
 // with s_t the sum of the steps up to t; t runs forwards.
+#define TILES 4  // looked at between two decisions about what is still alive
+
+// Adds a tile to the first 4 COUNT states of a thread, and its steps to s.
+template <int COUNT>
+__device__ __forceinline__ void add_tile(States sum, float *s, const States a, const Tile &size, const Tile &inflow,
+                                         const float (*map)[NPAD], const Place &me) {
+  float d[2][4], v[2][4], m[2][4];
+  const auto need = [&](int k) {
+    const int i = ADJOINT ? k : TB - 1 - k;
+    load4(d[k & 1], &size.v[i][4 * me.cl]);
+    load4(v[k & 1], &inflow.v[i][4 * me.cl]);
+    load4(m[k & 1], &map[i][4 * me.sq]);
+  };
+  need(0);
+#pragma unroll
+  for (int k = 0; k < TB; k++) {
+    const int now = k & 1;
+    if (k + 1 < TB) need(k + 1);
+    EACH4(q) {
+      const float after = s[q] + d[now][q], weight = ADJOINT ? after : s[q];
+      s[q] = after;
+#pragma unroll
+      for (int j = 0; j < COUNT; j++) sum[q][j] = fmaf(ex2(weight * a[q][j]), v[now][q] * m[now][j], sum[q][j]);
+    }
+  }
+}
+// How many of a thread's states, up to the last one that some lane has not forgotten after steps of s.
+__device__ __forceinline__ int count_alive(const States a, const float *s, const Place &me) {
+  int count = 0;
+  EACH4(j) {
+    float slowest = -1e30f;
+    EACH4(k) if (4 * me.cl + k < me.valid && state(me, j) < N) slowest = fmaxf(slowest, a[k][j] * s[k]);
+    if (EXACT || !SOFTPLUS || __any_sync(~0u, slowest > FORGOTTEN)) count = j + 1;
+  }
+  return count;
+}
+
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) {
-  __shared__ __align__(16) float maps_at[2][TB][NPAD];
+  __shared__ __align__(16) float maps_at[2][TILES * TB][NPAD];
   __shared__ Tile sizes[NWARP], inflows[NWARP];
   __shared__ Vector shifts[NWARP];
   const Place me = place(blockIdx.x, columns, per_group);
   Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
   Vector &shift = shifts[me.warp];
   shift.load(bias, me);
+  __syncwarp();
   const i64 batch = blockIdx.z, c = blockIdx.y + (ADJOINT ? 1 : 0);
   const i64 begin = c * chunk, end = min(begin + chunk, length);
   const i64 tiles = (end - begin + TB - 1) / TB;
@@ -416,77 +470,69 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
 
   float s[4] = {0.f, 0.f, 0.f, 0.f};
   bool cut = false;
-  Maps<1> maps;
+  Maps<1, TILES * TB> maps;
   Rows raw, value, gate;
-  const auto fetch = [&](i64 t) {
-    maps.load(map + t * mt, mt, mn, map, mt, mn, end - t);
+  const auto time_of = [&](i64 tile) { return begin + (ADJOINT ? tile : tiles - 1 - tile) * TB; };
+  const auto fetch = [&](i64 tile) {
+    const i64 t = time_of(tile);
     raw.load(pd + t * dtt, dtt, end - t, me.valid);
     if (ADJOINT) value.load(pg + t * dyt, dyt, end - t, me.valid);
     if (!ADJOINT) value.load(px + t * xt, xt, end - t, me.valid);
     if (ADJOINT && HAS_Z) gate.load(pz + t * zt, zt, end - t, me.valid);
   };
-  fetch(ADJOINT ? begin : begin + (tiles - 1) * TB);
-  for (i64 tile = 0; tile < tiles; tile++) {
-    const i64 t = ADJOINT ? begin + tile * TB : begin + (tiles - 1 - tile) * TB;
-    const i64 next = ADJOINT ? t + TB : t - TB, steps = end - t;
-    maps.store(&maps_at[tile & 1][0][0]);
-    bool alive[4], any = false;
-    EACH4(j) {
-      float slowest = -1e30f;
-      EACH4(k) if (4 * me.cl + k < me.valid && state(me, j) < N) slowest = fmaxf(slowest, a[k][j] * s[k]);
-      alive[j] = EXACT || !SOFTPLUS || __any_sync(~0u, slowest > FORGOTTEN);
-      any |= alive[j];
-    }
-    if (!__syncthreads_or(any)) break;
-
-    // In a packed row a chunk hands on only what belongs to the sequence at its border.
-    int from = 0, until = TB;
+  // B or C from tile `first` of the walk on; in time, they begin with the tile that comes first.
+  const auto time_of_maps = [&](i64 first) { return ADJOINT ? time_of(first) : time_of(min(first + TILES, tiles) - 1); };
+  const auto fetch_maps = [&](i64 first) {
+    const i64 t = time_of_maps(first);
+    maps.load(map + t * mt, mt, mn, map, mt, mn, end - t);
+  };
+  fetch_maps(0), fetch(0);
+  for (i64 first = 0; first < tiles && !cut; first += TILES) {
+    float(*here)[NPAD] = maps_at[first / TILES & 1];
+    maps.store(&here[0][0]);
+    const int count = count_alive(a, s, me);
+    if (!__syncthreads_or(count)) break;
+    if (first + TILES < tiles) fetch_maps(first + TILES);
+    if (!PACKED && count == 0) continue;
+    for (i64 tile = first; tile < min(first + TILES, tiles) && !cut; tile++) {
+      const i64 t = time_of(tile), steps = end - t;
+      // In a packed row a chunk hands on only what belongs to the sequence at its border.
+      int from = 0, until = TB;
 #if PACKED
-    const int flags = resets[t / TB];
-    if (flags && !ADJOINT) from = 31 - __clz(flags);
-    if (flags && ADJOINT) until = __ffs(flags) - 1;
-    cut = flags != 0;
+      const int flags = resets[t / TB];
+      if (flags && !ADJOINT) from = 31 - __clz(flags);
+      if (flags && ADJOINT) until = __ffs(flags) - 1;
+      cut = flags != 0;
 #endif
-    EACH_ROUND(r) {
-      const float there = inside(r, from, min((i64)until, steps));
-      float d[VEC], v[VEC];
-      EACH_NEIGHBOUR(k) {
-        d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
-        v[k] = value.get(r, k) * (ADJOINT ? there : d[k]);
-        if (ADJOINT && HAS_Z) v[k] *= gate.get(r, k) * sigmoid(gate.get(r, k));
+      EACH_ROUND(r) {
+        const float there = inside(r, from, min((i64)until, steps));
+        float d[VEC], v[VEC];
+        EACH_NEIGHBOUR(k) {
+          d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
+          v[k] = value.get(r, k) * (ADJOINT ? there : d[k]);
+          if (ADJOINT && HAS_Z) v[k] *= gate.get(r, k) * sigmoid(gate.get(r, k));
+        }
+        size.put(r, d), inflow.put(r, v);
       }
-      size.put(r, d), inflow.put(r, v);
-    }
-    if (tile + 1 < tiles) fetch(next);
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < TB; k++) {
-      const int i = ADJOINT ? k : TB - 1 - k;
-      float d[4], v[4], m[4], weight[4];
-      load4(d, &size.v[i][4 * me.cl]);
-      load4(v, &inflow.v[i][4 * me.cl]);
-      load4(m, &maps_at[tile & 1][i][4 * me.sq]);
-      EACH4(q) {
-        weight[q] = ADJOINT ? s[q] + d[q] : s[q];
-        s[q] += d[q];
-      }
-      EACH4(j) {
-        if (!alive[j]) continue;
-        EACH4(q) sum[q][j] = fmaf(ex2(weight[q] * a[q][j]), v[q] * m[j], sum[q][j]);
-      }
-    }
-    __syncwarp();
+      if (tile + 1 < tiles) fetch(tile + 1);
+      __syncwarp();
+      const float(*rows)[NPAD] = here + (t - time_of_maps(first));
+      if (count == 4) add_tile<4>(sum, s, a, size, inflow, rows, me);
+      if (count == 3) add_tile<3>(sum, s, a, size, inflow, rows, me);
+      if (count == 2) add_tile<2>(sum, s, a, size, inflow, rows, me);
+      if (count == 1) add_tile<1>(sum, s, a, size, inflow, rows, me);
+      __syncwarp();
 #if PACKED
-    if (cut) {
-      // The state that the sequence starts from, or the gradient of the one it ends with.
-      const i64 sequence = before[t / TB] + (ADJOINT ? 0 : __popc(flags));
-      const float *given = ADJOINT ? dlast : initial;
-      States edge;
-      load_states(edge, given ? given + sequence * channels * N : given, me);
-      EACH4(q) EACH4(j) sum[q][j] = fmaf(ex2(a[q][j] * s[q]), edge[q][j], sum[q][j]);
-      break;
-    }
+      if (cut) {
+        // The state that the sequence starts from, or the gradient of the one it ends with.
+        const i64 sequence = before[t / TB] + (ADJOINT ? 0 : __popc(flags));
+        const float *given = ADJOINT ? dlast : initial;
+        States edge;
+        load_states(edge, given ? given + sequence * channels * N : given, me);
+        EACH4(q) EACH4(j) sum[q][j] = fmaf(ex2(a[q][j] * s[q]), edge[q][j], sum[q][j]);
+      }
 #endif
+    }
   }
   const i64 at = (batch * chunks + c) * channels;
   store_states(ends + at * N, sum, me);
@@ -576,6 +622,22 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
 #if PACKED
     const int flags = resets[t / TB];
 #endif
+    // What step i + 1 needs is fetched before step i is computed, and the sums of step i are finished
+    // after step i + 1: a warp waits neither for shared memory nor for shuffles.
+    float d[2][4], in[2][4], b[2][4], m[2][4], out[2][4];
+    const auto fetch = [&](int i) {
+      load4(d[i & 1], &size.v[i][4 * me.cl]);
+      load4(in[i & 1], &inflow.v[i][4 * me.cl]);
+      load4(b[i & 1], &maps_at[buffer][i][4 * me.sq]);
+      load4(m[i & 1], &maps_at[buffer][i][NPAD + 4 * me.sq]);
+    };
+    const auto finish = [&](int i) {
+      sum4<1, SL>(out[i & 1]);
+#pragma unroll
+      for (int q = 0; q < OWN_CHANNELS; q++)
+        if (me.sq < 4) inflow.v[i][4 * me.cl + owned<1, SL>() + q] = out[i & 1][q];
+    };
+    fetch(0);
 #pragma unroll
     for (int i = 0; i < TB; i++) {
 #if PACKED
@@ -585,21 +647,18 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
         load_states(h, initial ? initial + sequence * channels * N : initial, me);
       }
 #endif
-      float d[4], in[4], b[4], m[4], out[4] = {0.f, 0.f, 0.f, 0.f};
-      load4(d, &size.v[i][4 * me.cl]);
-      load4(in, &inflow.v[i][4 * me.cl]);
-      load4(b, &maps_at[buffer][i][4 * me.sq]);
-      load4(m, &maps_at[buffer][i][NPAD + 4 * me.sq]);
-      EACH4(q) EACH4(j) {
-        h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in[q] * b[j]);
-        out[q] = fmaf(h[q][j], m[j], out[q]);
+      const int now = i & 1;
+      if (i + 1 < TB) fetch(i + 1);
+      EACH4(q) {
+        out[now][q] = 0.f;
+        EACH4(j) {
+          h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in[now][q] * b[now][j]);
+          out[now][q] = fmaf(h[q][j], m[now][j], out[now][q]);
+        }
       }
-      sum4<1, SL>(out);
-      if (SL == 1) __syncwarp();
-#pragma unroll
-      for (int q = 0; q < OWN_CHANNELS; q++)
-        if (me.sq < 4) inflow.v[i][4 * me.cl + owned<1, SL>() + q] = out[q];
+      if (i > 0) finish(i - 1);
     }
+    finish(TB - 1);
     __syncwarp();
     EACH_ROUND(r) {
       float result[VEC];
@@ -625,19 +684,16 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
 #elif defined(BACKWARD)
 // ---------------------------------------------------------------- backward
 
-// RUN steps are a run: their states are held in registers, the state before each goes to `scratch`.
-#define RUNS (TB / RUN)  // of a tile
+// Steps of B and C that a block brings in at once, up to 16 values per thread.
+#define MAP_ROWS (CK * ROW <= 16 * NTH ? CK : TB)
 
 // A warp's share of shared memory.
 struct Work {
   Tile size, value, grad, slope;   // d, then its gradient; u, then dx; dy; dz
   Staged step, input, grad_y, gate;
-  float sum_B[TB][NPAD], sum_C[TB][NPAD];
+  float sum_B[2][TB][NPAD], sum_C[2][TB][NPAD];  // of this tile and of the one before
   Vector shift;
 };
-
-// How many sequences of a tile start before its run `run`.
-__device__ __forceinline__ int earlier(int flags, int run) { return __popc(flags & ((1 << run * RUN) - 1)); }
 
 // d and u, or d and d u, of a tile of the warp.
 __device__ __forceinline__ void prepare(Work &work, i64 steps, bool inflow) {
@@ -653,6 +709,23 @@ __device__ __forceinline__ void prepare(Work &work, i64 steps, bool inflow) {
     work.size.put(r, d), work.value.put(r, v);
   }
 }
+// dy before the gate, and the gradient of the gate but for the factor y.
+__device__ __forceinline__ void prepare_gradients(Work &work) {
+  const Rows got = work.grad_y.read(), gate = work.gate.read();
+  EACH_ROUND(r) {
+    float g[VEC], slope[VEC];
+    EACH_NEIGHBOUR(k) {
+      g[k] = got.get(r, k);
+      if (HAS_Z) {
+        const float v = gate.get(r, k), open = sigmoid(v);
+        slope[k] = g[k] * open * fmaf(v, 1.f - open, 1.f);
+        g[k] *= v * open;
+      }
+    }
+    work.grad.put(r, g);
+    if (HAS_Z) work.slope.put(r, slope);
+  }
+}
 
 // Blocks take (channels, chunk, row) by turns, so that the scratch is as large as the device, not the problem.
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
@@ -660,7 +733,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
   float *maps_at = memory;  // B and C of a segment
   Work *works = (Work *)(memory + CK * ROW);
   Work &work = works[threadIdx.x >> 5];
-  float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (CK / RUN - 1) * 128 + (threadIdx.x & 31);
+  float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (CK / TB - 1) * 128 + (threadIdx.x & 31);
 
   for (i64 item = blockIdx.x; item < columns * groups * chunks * batches; item += gridDim.x) {
     const i64 column = item % (columns * groups), c = item / (columns * groups) % chunks;
@@ -689,19 +762,6 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
       const i64 t0 = begin + segment * CK;
       const int tiles = (int)min((i64)(CK / TB), (end - t0 + TB - 1) / TB);
-      for (int row = 0; row < tiles * TB; row += TB) {
-        Maps<2> maps;
-        maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
-                  C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
-        maps.store(maps_at + row * ROW);
-      }
-      const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
-      States h;
-      EACH4(q) EACH4(j) h[q][j] = 0.f;
-      if (me.valid > 0) load_mark(h, saved, 32);
-      __syncthreads();
-
-      // Phase 1: the state before every run but the first.
       const auto fetch = [&](i64 t, bool all) {
         work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
         work.input.fetch(px + t * xt, xt, end - t, me.valid);
@@ -710,161 +770,175 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         end_fetch();
       };
       fetch(t0, tiles == 1);
+      const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
+      States h;
+      EACH4(q) EACH4(j) h[q][j] = 0.f;
+      if (me.valid > 0) load_mark(h, saved, 32);
+      for (int row = 0; row < tiles * TB; row += MAP_ROWS) {
+        Maps<2, MAP_ROWS> maps;
+        maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
+                  C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
+        maps.store(maps_at + row * ROW);
+      }
+      __syncthreads();
+
+      // Phase 1: the state before every tile but the first.
 #pragma unroll 1
-      for (int run = 0; run < RUNS * tiles - 1; run++) {
-        const i64 t = t0 + run / RUNS * TB;
-        if (run % RUNS == 0) {
-          __syncwarp();
-          prepare(work, end - t, true);
-          __syncwarp();
-          const int next = min(run / RUNS + 1, tiles - 1);
-          fetch(t0 + next * TB, next == tiles - 1);
-        }
+      for (int tile = 0; tile < tiles - 1; tile++) {
+        const i64 t = t0 + tile * TB;
+        __syncwarp();
+        prepare(work, end - t, true);
+        __syncwarp();
+        fetch(t + TB, tile == tiles - 2);
 #if PACKED
-        const int flags = resets[t / TB] >> run % RUNS * RUN;
-        i64 sequence = before[t / TB] + earlier(resets[t / TB], run % RUNS);
+        const int flags = resets[t / TB];
+        i64 sequence = before[t / TB];
 #endif
+        float d[2][4], in[2][4], b[2][4];
+        const auto need = [&](int i) {
+          load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+          load4(in[i & 1], &work.value.v[i][4 * me.cl]);
+          load4(b[i & 1], maps_at + (tile * TB + i) * ROW + 4 * me.sq);
+        };
+        need(0);
 #pragma unroll
-        for (int k = 0; k < RUN; k++) {
-          const int i = run % RUNS * RUN + k;
+        for (int i = 0; i < TB; i++) {
 #if PACKED
-          if (flags >> k & 1) {
+          if (flags >> i & 1) {
             sequence++;
             load_states(h, initial ? initial + sequence * channels * N : initial, me);
           }
 #endif
-          float d[4], in[4], b[4];
-          load4(d, &work.size.v[i][4 * me.cl]);
-          load4(in, &work.value.v[i][4 * me.cl]);
-          load4(b, maps_at + (run * RUN + k) * ROW + 4 * me.sq);
-          EACH4(q) EACH4(j) h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in[q] * b[j]);
+          const int now = i & 1;
+          if (i + 1 < TB) need(i + 1);
+          EACH4(q) EACH4(j) h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in[now][q] * b[now][j]);
         }
-        store_mark(inner + run * 128, h, 32);
+        store_mark(inner + tile * 128, h, 32);
       }
 
-      // Phase 2: runs in reverse; their states in registers, then the adjoint.
-      if (RUNS * tiles > 1) load_mark(h, inner + (RUNS * tiles - 2) * 128, 32);
-      if (RUNS * tiles == 1 && me.valid > 0) load_mark(h, saved, 32);
+      // Phase 2: tiles in reverse; their states in registers, then the adjoint.
+      if (tiles > 1) load_mark(h, inner + (tiles - 2) * 128, 32);
+      if (tiles == 1 && me.valid > 0) load_mark(h, saved, 32);
 #pragma unroll 1
       for (int tile = tiles - 1; tile >= 0; tile--) {
         const i64 t = t0 + tile * TB, steps = end - t;
         __syncwarp();
         prepare(work, steps, false);
-        {
-          const Rows got = work.grad_y.read(), gate = work.gate.read();
-          EACH_ROUND(r) {
-            float g[VEC], slope[VEC];
-            EACH_NEIGHBOUR(k) {
-              g[k] = got.get(r, k);
-              if (HAS_Z) {
-                const float v = gate.get(r, k), open = sigmoid(v);
-                slope[k] = g[k] * open * fmaf(v, 1.f - open, 1.f);
-                g[k] *= v * open;
-              }
-            }
-            work.grad.put(r, g);
-            if (HAS_Z) work.slope.put(r, slope);
-          }
-        }
+        prepare_gradients(work);
         __syncwarp();
         if (tile) fetch(t - TB, true);
-#pragma unroll 1
-        for (int run = RUNS - 1; run >= 0; run--) {
-          const int group = RUNS * tile + run;
-          const float *rows = maps_at + group * RUN * ROW + 4 * me.sq;
+        const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
+        float(*sum_B)[NPAD] = work.sum_B[tile & 1], (*sum_C)[NPAD] = work.sum_C[tile & 1];
 #if PACKED
-          const int flags = resets[t / TB] >> run * RUN;
-          i64 sequence = before[t / TB] + earlier(resets[t / TB], run);
+        const int flags = resets[t / TB];
+        i64 sequence = before[t / TB];
 #endif
-          States past[RUN];  // past[k]: before step k
+        // As in the forward: fetched a step before they are used, sums finished a step after.
+        float d[2][4], u[2][4], g[2][4], b[2][4], m[2][4];
+        const auto need = [&](int i, bool maps_of_y) {
+          load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+          load4(u[i & 1], &work.value.v[i][4 * me.cl]);
+          load4(g[i & 1], &work.grad.v[i][4 * me.cl]);
+          load4(b[i & 1], rows + i * ROW);
+          if (maps_of_y) load4(m[i & 1], rows + i * ROW + NPAD);
+        };
+        States past[TB];  // past[i]: before step i
+        {
+          float y_core[2][4], grad_C[2][4];
+          const auto finish = [&](int i) {
+            sum4<SL, CL>(grad_C[i & 1]);
 #pragma unroll
-          for (int k = 0; k < RUN; k++) {
-            const int i = run * RUN + k;
+            for (int j = 0; j < OWN_STATES; j++)
+              if (me.cl < 4) sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
+            if (HAS_Z) {
+              sum4<1, SL>(y_core[i & 1]);
+#pragma unroll
+              for (int q = 0; q < OWN_CHANNELS; q++)
+                if (me.sq < 4)
+                  work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
+            }
+          };
+          need(0, HAS_Z);
+#pragma unroll
+          for (int i = 0; i < TB; i++) {
 #if PACKED
-            if (flags >> k & 1) {
+            if (flags >> i & 1) {
               sequence++;
               load_states(h, initial ? initial + sequence * channels * N : initial, me);
             }
 #endif
-            float d[4], u[4], g[4], b[4], m[4], y_core[4] = {0.f, 0.f, 0.f, 0.f}, grad_C[4] = {0.f, 0.f, 0.f, 0.f};
-            load4(d, &work.size.v[i][4 * me.cl]);
-            load4(u, &work.value.v[i][4 * me.cl]);
-            load4(g, &work.grad.v[i][4 * me.cl]);
-            load4(b, rows + k * ROW);
-            if (HAS_Z) load4(m, rows + k * ROW + NPAD);
+            const int now = i & 1;
+            if (i + 1 < TB) need(i + 1, HAS_Z);
+            EACH4(k) y_core[now][k] = grad_C[now][k] = 0.f;
             EACH4(q) {
-              const float in = d[q] * u[q];
+              const float in = d[now][q] * u[now][q];
               EACH4(j) {
-                past[k][q][j] = h[q][j];
-                h[q][j] = fmaf(ex2(d[q] * a[q][j]), h[q][j], in * b[j]);
-                if (HAS_Z) y_core[q] = fmaf(h[q][j], m[j], y_core[q]);
-                grad_C[j] = fmaf(g[q], h[q][j], grad_C[j]);
+                past[i][q][j] = h[q][j];
+                h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in * b[now][j]);
+                if (HAS_Z) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
+                grad_C[now][j] = fmaf(g[now][q], h[q][j], grad_C[now][j]);
               }
             }
-            sum4<SL, CL>(grad_C);
-#pragma unroll
-            for (int j = 0; j < OWN_STATES; j++)
-              if (me.cl < 4) work.sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[j];
-            if (HAS_Z) {
-              sum4<1, SL>(y_core);
-#pragma unroll
-              for (int q = 0; q < OWN_CHANNELS; q++)
-                if (me.sq < 4) work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], y_core[q]);
-            }
+            if (i > 0) finish(i - 1);
           }
-          // The state for the next run, fetched while this one is differentiated.
-          if (group > 1) load_mark(h, inner + (group - 2) * 128, 32);
-          if (group == 1 && me.valid > 0) load_mark(h, saved, 32);
-#pragma unroll
-          for (int k = RUN - 1; k >= 0; k--) {
-            const int i = run * RUN + k;
-            float d[4], u[4], g[4], b[4], m[4], grad_B[4] = {0.f, 0.f, 0.f, 0.f};
-            float by_decay[4] = {0.f, 0.f, 0.f, 0.f}, by_inflow[4] = {0.f, 0.f, 0.f, 0.f};
-            load4(d, &work.size.v[i][4 * me.cl]);
-            load4(u, &work.value.v[i][4 * me.cl]);
-            load4(g, &work.grad.v[i][4 * me.cl]);
-            load4(b, rows + k * ROW);
-            load4(m, rows + k * ROW + NPAD);
-            EACH4(q) {
-              const float in = d[q] * u[q];
-              EACH4(j) {
-                const float adjoint = fmaf(g[q], m[j], carry[q][j]);
-                carry[q][j] = ex2(d[q] * a[q][j]) * adjoint;
-                const float w = carry[q][j] * past[k][q][j];
-                by_decay[q] = fmaf(w, a[q][j], by_decay[q]);
-                grad_a[q][j] = fmaf(w, d[q], grad_a[q][j]);
-                by_inflow[q] = fmaf(adjoint, b[j], by_inflow[q]);
-                grad_B[j] = fmaf(adjoint, in, grad_B[j]);
-              }
-            }
-            sum4<SL, CL>(grad_B);
+          finish(TB - 1);
+        }
+        {
+          float grad_B[2][4], by_decay[2][4], by_inflow[2][4];
+          const auto finish = [&](int i) {
+            sum4<SL, CL>(grad_B[i & 1]);
 #pragma unroll
             for (int j = 0; j < OWN_STATES; j++)
-              if (me.cl < 4) work.sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[j];
-            sum4<1, SL>(by_decay);
-            sum4<1, SL>(by_inflow);
+              if (me.cl < 4) sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[i & 1][j];
+            sum4<1, SL>(by_decay[i & 1]);
+            sum4<1, SL>(by_inflow[i & 1]);
             if (SL == 1) __syncwarp();
 #pragma unroll
             for (int q = 0; q < OWN_CHANNELS; q++) {
               const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
-              const float grad = work.grad.v[i][mine + q];
-              const float slope = fmaf(by_decay[q], LN2, by_inflow[q] * value) * step_slope(size);
+              const float grad = work.grad.v[i][mine + q], inflow = by_inflow[i & 1][q];
+              const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(size);
               if (SL > 4) __syncwarp();
               if (me.sq < 4) {
                 work.size.v[i][mine + q] = slope;
-                work.value.v[i][mine + q] = fmaf(by_inflow[q], size, through[q] * grad);
+                work.value.v[i][mine + q] = fmaf(inflow, size, through[q] * grad);
               }
               grad_skip[q] = fmaf(grad, value, grad_skip[q]);
               if (i < steps) grad_bias[q] += slope;
             }
+          };
+          need(TB - 1, true);
+#pragma unroll
+          for (int i = TB - 1; i >= 0; i--) {
+            const int now = i & 1;
+            if (i > 0) need(i - 1, true);
+            EACH4(k) grad_B[now][k] = by_decay[now][k] = by_inflow[now][k] = 0.f;
+            EACH4(q) {
+              const float in = d[now][q] * u[now][q];
+              EACH4(j) {
+                const float adjoint = fmaf(g[now][q], m[now][j], carry[q][j]);
+                carry[q][j] = ex2(d[now][q] * a[q][j]) * adjoint;
+                const float w = carry[q][j] * past[i][q][j];
+                by_decay[now][q] = fmaf(w, a[q][j], by_decay[now][q]);
+                grad_a[q][j] = fmaf(w, d[now][q], grad_a[q][j]);
+                by_inflow[now][q] = fmaf(adjoint, b[now][j], by_inflow[now][q]);
+                grad_B[now][j] = fmaf(adjoint, in, grad_B[now][j]);
+              }
+            }
+            if (i < TB - 1) finish(i + 1);
+            if (i == TB / 2) {  // registers are free by now for the state of the next tile
+              if (tile > 1) load_mark(h, inner + (tile - 2) * 128, 32);
+              if (tile == 1 && me.valid > 0) load_mark(h, saved, 32);
+            }
 #if PACKED
-            if (flags >> k & 1) {
+            if (flags >> i & 1) {
               if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
               sequence--;
               load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
             }
 #endif
           }
+          finish(0);
         }
         __syncwarp();
         {
@@ -884,10 +958,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           const int row = k / ROW, n = k % NPAD;
           float v = 0.f;
 #pragma unroll
-          for (int w = 0; w < NWARP; w++) v += k % ROW < NPAD ? works[w].sum_B[row][n] : works[w].sum_C[row][n];
+          for (int w = 0; w < NWARP; w++)
+            v += k % ROW < NPAD ? works[w].sum_B[tile & 1][row][n] : works[w].sum_C[tile & 1][row][n];
           to[k] = v;
         }
-        __syncthreads();
       }
     }
     const i64 at = (batch * chunks + c) * channels;
