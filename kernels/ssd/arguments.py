@@ -1,0 +1,67 @@
+"""What the SSD was called with, in the form in which its backends take it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ssd:
+    """Checked arguments of one call; shapes as in `ssd`, any strides."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    initial_state: Tensor | None
+    cu_seqlens: Tensor | None
+    """(S+1,) int32 on the device of x; None when every row of the batch is one sequence."""
+    dt_softplus: bool
+    dt_min: float
+    dt_max: float
+    reverse: bool
+    chunk: int | None
+    """Positions that a backend should take at once; None leaves it to the backend."""
+
+    @property
+    def sequences(self) -> int:
+        """Number of states: rows of the batch, or sequences packed on its one row."""
+        return self.x.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the initial and of the final state, (sequences, H, P, N)."""
+        return (self.sequences, self.x.shape[2], self.x.shape[3], self.B.shape[3])
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Dtype of the final state: that of A."""
+        return self.A.dtype
+
+    @property
+    def inner(self) -> torch.dtype:
+        """Dtype of the state inside and of all sums: float32; float64 if x or A is."""
+        double = torch.float64 in (self.x.dtype, self.A.dtype)
+        return torch.float64 if double else torch.float32
+
+
+class Gradients(NamedTuple):
+    """Gradient of each tensor argument, in its dtype and shape; None where it was not given."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    initial_state: Tensor | None
