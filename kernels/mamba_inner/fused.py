@@ -1,0 +1,346 @@
+"""The Mamba block and its gradients, piece by piece, by the backends of its two operators.
+
+A piece hands its states to the next one and leaves for the backward what `Block.keep` names. All
+else lives as long as the piece (README, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnassm.kernels.causal_conv1d.arguments import Conv
+from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
+from dnassm.kernels.mamba_inner.arguments import (
+    Block,
+    Key,
+    Piece,
+    Walk,
+    inner_dtype,
+    splits,
+)
+from dnassm.kernels.selective_scan.arguments import Scan
+from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
+
+Kept = dict[Key, Tensor]
+
+
+class States(NamedTuple):
+    """States at a border of a piece, or their gradients; None where a sequence starts anew."""
+
+    conv: Tensor | None
+    ssm: Tensor | None
+
+
+# One piece, forward
+
+
+class _Middle(NamedTuple):
+    """What lies between the input projection and the gate."""
+
+    conv: Conv
+    scan: Scan
+    x_dbl: Tensor
+    conv_state: Tensor
+
+
+def _middle(
+    block: Block, walk: Walk, xz: Tensor, start: States, x_dbl: Tensor | None = None
+) -> _Middle:
+    """Convolve and project; the halves of xz (rows, T, 2E) are read where they lie."""
+    before, z = xz.chunk(2, dim=2)
+    conv = Conv(
+        x=before,
+        weight=walk.conv_weight,
+        bias=walk.conv_bias,
+        initial_state=start.conv,
+        cu_seqlens=block.cu_seqlens,
+        silu=True,
+        reverse=walk.reverse,
+    )
+    u, conv_state = CONV.choose(block.backend, conv).forward(conv)
+    if x_dbl is None:
+        x_dbl = F.linear(u, walk.x_weight)
+    return _Middle(conv, _scan(block, walk, u, z, x_dbl, start.ssm), x_dbl, conv_state)
+
+
+def _scan(
+    block: Block, walk: Walk, u: Tensor, z: Tensor, x_dbl: Tensor, state: Tensor | None
+) -> Scan:
+    low, B, C = x_dbl.split(splits(walk), dim=2)
+    return Scan(
+        x=u,
+        dt=F.linear(low, walk.dt_weight),
+        A=walk.A,
+        B=B.unsqueeze(2),
+        C=C.unsqueeze(2),
+        D=walk.D,
+        z=z,
+        dt_bias=walk.dt_bias,
+        initial_state=state,
+        cu_seqlens=block.cu_seqlens,
+        dt_softplus=True,
+        reverse=walk.reverse,
+        exact=block.exact,
+    )
+
+
+def _scanned(block: Block, scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """Gated output, final state and marks."""
+    found: tuple[Tensor, Tensor, Tensor] = SCAN.choose(block.backend, scan).forward(scan)
+    return found
+
+
+def _rows(block: Block, states: States, piece: Piece) -> States:
+    """The states of the rows of a piece."""
+    if block.cu_seqlens is not None:
+        return states
+    rows = slice(piece.row, piece.row_end)
+    return States(*(None if state is None else state[rows] for state in states))
+
+
+class Forward:
+    """The forward of one call."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.kept = block, Kept()
+        self.wanted = set(block.leaves())
+        self.y = block.x.new_empty(*block.x.shape[:2], block.out_weight.shape[0])
+        self.states: list[Tensor] = []
+        """Of the convolution and of the scan of each walk, one after the other."""
+        self._xz: dict[int, Tensor] = {}
+        self._gated: dict[int, Tensor] = {}
+
+    def run(self) -> None:
+        """Let one walk after the other go over the pieces, and project what the last leaves."""
+        walks = self.block.walks
+        for index in range(len(walks)):
+            ends: dict[int, States] = {}
+            state = States(None, None)
+            for number, piece in self.block.order(walks[index]):
+                state = self._piece(index, number, piece, state)
+                if self.block.last(piece, reverse=walks[index].reverse):
+                    ends[piece.row] = state
+                if index == len(walks) - 1:
+                    self._project(number, piece)
+            self.states += [state for state in _joined(ends) if state is not None]
+
+    def _keep(self, name: str, walk: int, piece: int, tensor: Tensor | None) -> None:
+        key = Key(name, walk, piece)
+        if tensor is not None and key in self.wanted:
+            self.kept[key] = tensor
+
+    def _projected(self, number: int, piece: Piece, *, last: bool) -> Tensor:
+        """The input projection of a piece: once for all walks."""
+        xz = self._xz.pop(number, None)
+        if xz is None:
+            xz = F.linear(piece.of(self.block.x), self.block.in_weight)
+            self._keep("xz", -1, number, xz)
+        if not last:
+            self._xz[number] = xz
+        return xz
+
+    def _piece(self, index: int, number: int, piece: Piece, start: States) -> States:
+        """One walk over one piece; its output is added to that of the walks before."""
+        block, walk = self.block, self.block.walks[index]
+        if block.first(piece, reverse=walk.reverse):
+            start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
+        self._keep("conv", index, number, start.conv)
+        self._keep("ssm", index, number, start.ssm)
+        xz = self._projected(number, piece, last=index == len(block.walks) - 1)
+        middle = _middle(block, walk, xz, start)
+        y, ssm_state, marks = _scanned(block, middle.scan)
+        self._keep("x_dbl", index, number, middle.x_dbl)
+        self._keep("marks", index, number, marks)
+        before = self._gated.get(number)
+        self._gated[number] = y if before is None else before.add_(y)
+        conv_state = middle.conv_state
+        if not block.last(piece, reverse=walk.reverse):  # exact, and its gradient is not rounded
+            conv_state = conv_state.to(inner_dtype(conv_state))
+        return States(conv_state, ssm_state)
+
+    def _project(self, number: int, piece: Piece) -> None:
+        gated = self._gated.pop(number)
+        self._keep("y", -1, number, gated)
+        torch.mm(_flat(gated), self.block.out_weight.t(), out=_flat(piece.of(self.y)))
+
+
+def _joined(by_row: dict[int, States]) -> States:
+    """States of all rows from those of their groups."""
+    columns = zip(*(by_row[row] for row in sorted(by_row)), strict=True)
+    return States(*(_together(list(column)) for column in columns))
+
+
+def _together(parts: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return torch.cat(found)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(rows, T, ...) -> (rows T, numbers of a position)."""
+    return tensor.flatten(0, 1).flatten(1)
+
+
+def empty_kept(block: Block) -> list[Tensor]:
+    """Tensors like those that `Forward` keeps, known from shapes alone."""
+    pieces = block.pieces()
+    return [_empty(block, name, walk, pieces[number]) for name, walk, number in block.leaves()]
+
+
+def _empty(block: Block, name: str, index: int, piece: Piece) -> Tensor:
+    walk, x = block.walks[max(index, 0)], piece.of(block.x)
+    widths = {"xz": 2 * block.inner, "y": block.inner, "x_dbl": sum(splits(walk))}
+    if name in widths:
+        return x.new_empty(*x.shape[:2], widths[name])
+    if name == "marks":
+        xz, y, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths.values())
+        scan = _scan(block, walk, y, xz.chunk(2, dim=2)[1], x_dbl, None)
+        return x.new_empty(SCAN.choose(block.backend, scan).marks_shape(scan), dtype=scan.inner)
+    conv, ssm = block.state_shapes(walk)  # of a part of one row
+    if name == "ssm":
+        return walk.A.new_empty(1, *ssm[1:])
+    return x.new_empty(1, *conv[1:], dtype=inner_dtype(x))
+
+
+# One piece, backward
+
+
+class Backward:
+    """The backward of one call: walks and pieces against their order."""
+
+    def __init__(self, block: Block, kept: Kept, dy: Tensor, dstates: list[Tensor]) -> None:
+        self.block, self.kept, self.dy = block, kept, dy
+        self.dstates = [States(*pair) for pair in zip(dstates[::2], dstates[1::2], strict=True)]
+        self.dx = torch.empty_like(block.x, memory_format=torch.contiguous_format)
+        self.sums = Sums()
+        self._held: dict[tuple[str, int], Tensor] = {}
+
+    def run(self) -> None:
+        """Fill `dx` and `sums`."""
+        for index in reversed(range(len(self.block.walks))):
+            walk = self.block.walks[index]
+            after, starts = States(None, None), {}
+            for number, piece in self.block.order(walk, backward=True):
+                if self.block.last(piece, reverse=walk.reverse):
+                    after = _rows(self.block, self.dstates[index], piece)
+                after = self._piece(index, number, piece, after)
+                if self.block.first(piece, reverse=walk.reverse):
+                    starts[piece.row] = after
+            found = _joined(starts)
+            self.sums.add(index, "conv_state", found.conv)
+            self.sums.add(index, "ssm_state", found.ssm)
+
+    def _piece(self, index: int, number: int, piece: Piece, after: States) -> States:
+        """One walk over one piece: `after` are the gradients of the states that it left."""
+        block, walk = self.block, self.block.walks[index]
+        start = States(*(self.kept.get(Key(name, index, number)) for name in States._fields))
+        if block.first(piece, reverse=walk.reverse):
+            start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
+        xz = self._projected(number, piece, last=index == 0)
+        middle = _middle(block, walk, xz, start, self.kept.get(Key("x_dbl", index, number)))
+        du, dz, dssm = self._scan(index, number, piece, middle, after.ssm)
+        conv, dconv = middle.conv, after.conv
+        del middle, xz
+        if dconv is None:
+            dconv = du.new_zeros(conv.state_shape)
+        found = CONV.choose(block.backend, conv).backward(conv, du.view(conv.x.shape), dconv)
+        del du
+        self.sums.add(index, "conv_weight", found.weight)
+        self.sums.add(index, "conv_bias", found.bias)
+        self._project(number, piece, (found.x, dz), last=index == 0)
+        return States(found.initial_state, dssm)
+
+    def _projected(self, number: int, piece: Piece, *, last: bool) -> Tensor:
+        kept = self.kept.get(Key("xz", -1, number))
+        if kept is not None:
+            return kept
+        return self._once(
+            "xz", number, lambda: F.linear(piece.of(self.block.x), self.block.in_weight), last=last
+        )
+
+    def _once(self, name: str, number: int, make: Callable[[], Tensor], *, last: bool) -> Tensor:
+        """What all walks need of a piece: made for the first, let go with the `last`."""
+        tensor = self._held.pop((name, number), None)
+        if tensor is None:
+            tensor = make()
+        if not last:
+            self._held[name, number] = tensor
+        return tensor
+
+    def _scan(
+        self, index: int, number: int, piece: Piece, middle: _Middle, dfinal: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Through output projection, scan and the projections into it: du (flat), dz, dstate."""
+        block, walk, scan = self.block, self.block.walks[index], middle.scan
+        dy = _flat(piece.of(self.dy))
+        marks = self._out_weight(index, number, scan, dy)
+        dgated = self._once("dgated", number, lambda: dy @ block.out_weight, last=index == 0)
+        if dfinal is None:
+            dfinal = walk.A.new_zeros(scan.state_shape)
+        found: Any = SCAN.choose(block.backend, scan).backward(
+            scan, marks, dgated.view(scan.x.shape), dfinal
+        )
+        del dgated, marks
+        for name in ("A", "D", "dt_bias"):
+            self.sums.add(index, name, getattr(found, name))
+        low, ddt = _flat(middle.x_dbl)[:, : splits(walk)[0]], _flat(found.dt)
+        self.sums.add(index, "dt_weight", ddt.t() @ low)
+        dx_dbl = torch.cat([ddt @ walk.dt_weight, _flat(found.B), _flat(found.C)], 1)
+        self.sums.add(index, "x_weight", dx_dbl.t() @ _flat(scan.x))
+        return _flat(found.x).addmm_(dx_dbl, walk.x_weight), found.z, found.initial_state
+
+    def _out_weight(self, index: int, number: int, scan: Scan, dy: Tensor) -> Tensor:
+        """Add to the gradient of the output projection; return the marks of the scan."""
+        marks = self.kept.get(Key("marks", index, number))
+        if marks is None:
+            y, _, marks = _scanned(self.block, scan)
+            self.sums.add(-1, "out_weight", dy.t() @ _flat(y))
+        elif index == 0:  # what was kept is the sum over the walks
+            self.sums.add(-1, "out_weight", dy.t() @ _flat(self.kept[Key("y", -1, number)]))
+        return marks
+
+    def _project(
+        self, number: int, piece: Piece, halves: tuple[Tensor, Tensor], *, last: bool
+    ) -> None:
+        """Through the input projection, once all walks have added their gradients of its halves."""
+        names, inner = ("before", "gate"), self.block.inner
+        added = []
+        for name, half in zip(names, halves, strict=True):
+            other = self._held.pop((name, number), None)
+            added.append(_flat(half) if other is None else other.add_(_flat(half)))
+        if not last:
+            self._held |= {(n, number): half for n, half in zip(names, added, strict=True)}
+            return
+        x, dx = _flat(piece.of(self.block.x)), _flat(piece.of(self.dx))
+        before, gate = added
+        torch.mm(before, self.block.in_weight[:inner], out=dx)
+        dx.addmm_(gate, self.block.in_weight[inner:])
+        self.sums.add(-1, "before", before.t() @ x)
+        self.sums.add(-1, "gate", gate.t() @ x)
+
+
+class Sums:
+    """Gradients of parameters, added over pieces in float32 at least."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, str], Tensor] = {}
+
+    def add(self, walk: int, name: str, value: Tensor | None) -> None:
+        """Add to the gradient `name` of a walk, -1 for what all share."""
+        if value is None:
+            return
+        before = self._sums.get((walk, name))
+        if before is not None:
+            wide = torch.promote_types(value.dtype, torch.float32)
+            value = before.to(wide) + value
+        self._sums[walk, name] = value
+
+    def get(self, walk: int, name: str, like: Tensor) -> Tensor:
+        """The sum in the dtype of the parameter."""
+        return self._sums[walk, name].to(like.dtype)

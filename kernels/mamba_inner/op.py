@@ -1,0 +1,182 @@
+"""The Mamba block as operators of torch: what compile, checkpointing and DDP need to know.
+
+``dnassm::mamba_inner`` returns y, the final states of every walk, and what its backward wants kept.
+How it is cut is decided inside, so that a traced call holds no more than its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnassm.kernels.backends import without_autocast
+from dnassm.kernels.mamba_inner import fused
+from dnassm.kernels.mamba_inner.arguments import STATES, TENSORS, Block, Walk
+from dnassm.kernels.sequences import check_data
+
+_ARGUMENTS = (
+    "Tensor x, Tensor in_weight, Tensor out_weight, Tensor?[] walks, bool[] reverse, "
+    "Tensor? cu_seqlens, bool exact, str keep, str backend"
+)
+_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LIBRARY.define(
+    f"mamba_inner({_ARGUMENTS}) -> (Tensor y, Tensor[] states, Tensor[] kept)", tags=_TAGS
+)
+_LIBRARY.define(
+    f"mamba_inner_backward({_ARGUMENTS}, Tensor[] kept, Tensor dy, Tensor[] dstates) "
+    "-> (Tensor, Tensor, Tensor, Tensor[])",
+    tags=_TAGS,
+)
+
+inner = torch.ops.dnassm.mamba_inner.default
+inner_backward = torch.ops.dnassm.mamba_inner_backward.default
+
+
+def _block(
+    x: Tensor,
+    in_weight: Tensor,
+    out_weight: Tensor,
+    walks: list[Tensor | None],
+    reverse: list[bool],
+    *options: Any,
+) -> Block:
+    edges, exact, keep, backend = options
+    count = len(TENSORS)
+    of_each = (walks[start : start + count] for start in range(0, len(walks), count))
+    made: list[Walk] = [
+        Walk(*tensors, reverse=direction)  # type: ignore[misc, arg-type]
+        for tensors, direction in zip(of_each, reverse, strict=True)
+    ]
+    return Block(x, in_weight, out_weight, tuple(made), edges, exact, tuple(keep.split()), backend)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    block = _block(*arguments)
+    for walk in block.walks:
+        check_data("mamba_inner", block.x, block.cu_seqlens, walk.conv_state)
+        check_data("mamba_inner", block.x, None, walk.ssm_state)
+    forward = fused.Forward(block)
+    with torch.no_grad(), without_autocast(block.x.device):
+        forward.run()
+    return forward.y, forward.states, [forward.kept[key] for key in block.leaves()]
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    block = _block(*arguments)
+    y = block.x.new_empty(*block.x.shape[:2], block.out_weight.shape[0])
+    states = []
+    for walk in block.walks:
+        conv, ssm = block.state_shapes(walk)
+        states += [block.x.new_empty(conv), walk.A.new_empty(ssm)]
+    return y, states, fused.empty_kept(block)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    *given, kept, dy, dstates = arguments
+    block = _block(*given)
+    named = dict(zip(block.leaves(), kept, strict=True))
+    backward = fused.Backward(block, named, dy, dstates)
+    with torch.no_grad(), without_autocast(block.x.device):
+        backward.run()
+        sums, x = backward.sums, block.x
+        halves = [sums.get(-1, half, block.in_weight) for half in ("before", "gate")]
+        dwalks = [
+            x.new_empty(0) if tensor is None else sums.get(index, name, tensor)
+            for index, walk in enumerate(block.walks)
+            for name, tensor in walk.tensors().items()
+        ]
+        dout = sums.get(-1, "out_weight", block.out_weight)
+        return backward.dx, torch.cat(halves), dout, dwalks
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    x, in_weight, out_weight, walks = arguments[:4]
+    dx, din, dout = (t.new_empty(t.shape) for t in (x, in_weight, out_weight))
+    dwalks = [x.new_empty(0) if t is None else t.new_empty(t.shape) for t in walks]
+    return dx, din, dout, dwalks
+
+
+class _Inner(torch.autograd.Function):
+    """The block with its gradients; lists are laid out flat: autograd looks into none."""
+
+    @staticmethod
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        reverse, exact, keep, backend = options
+        if not keep:
+            options = (reverse, exact, STATES, backend)
+        y, states, kept = _below_autograd(inner, _laid_out(tensors, options))
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.options, ctx.given = options, len(tensors)
+        return (y, *states, *kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.given], list(saved[ctx.given :])
+        block = _block(*_laid_out(tensors, ctx.options))
+        x, y_shape = block.x, (*block.x.shape[:2], block.out_weight.shape[0])
+        dy, *rest = gradients
+        dy = x.new_zeros(y_shape) if dy is None else dy
+        empty = []
+        for walk in block.walks:
+            conv, ssm = block.state_shapes(walk)
+            empty += [(x, conv), (walk.A, ssm)]
+        dstates = [
+            like.new_zeros(shape) if found is None else found
+            for (like, shape), found in zip(empty, rest, strict=False)
+        ]
+        dx, din, dout, dwalks = inner_backward(*_laid_out(tensors, ctx.options), kept, dy, dstates)
+        found = [
+            None if tensor is None else gradient
+            for tensor, gradient in zip(tensors[1:], (dx, din, dout, *dwalks), strict=True)
+        ]
+        return (None, None, *found)
+
+
+def _laid_out(tensors: Any, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(cu_seqlens, x, in_weight, out_weight, *walks) -> arguments of the operator."""
+    edges, x, in_weight, out_weight, *walks = tensors
+    reverse, exact, keep, backend = options
+    return (x, in_weight, out_weight, walks, reverse, edges, exact, keep, backend)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "mamba_inner: a second derivative was asked for, and the block has only the first; "
+        "call backward without create_graph, or mamba_inner with fused=False"
+    )
+
+
+def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd will ask for a backward: without one nothing has to be kept."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _differentiable(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The operator above autograd."""
+    x, in_weight, out_weight, walks, reverse, edges, exact, keep, backend = arguments
+    tensors = (x, in_weight, out_weight, *walks)
+    if not needs_gradient(tensors):
+        return _below_autograd(inner, arguments)  # type: ignore[no-any-return]
+    y, *rest = _Inner.apply((reverse, exact, keep, backend), edges, *tensors)
+    states = 2 * len(reverse)
+    return y, rest[:states], rest[states:]
+
+
+_LIBRARY.impl("mamba_inner", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("mamba_inner", _differentiable, "Autograd")
+_LIBRARY.impl("mamba_inner_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("dnassm::mamba_inner", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("dnassm::mamba_inner_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_autograd("dnassm::mamba_inner_backward", _refuse, lib=_LIBRARY)
