@@ -23,11 +23,11 @@ PRIORITY = 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 8192
 """Channels of a group at most: a row lies in the registers of one program."""
-_TILE = 2048
-"""Numbers of a tile of rows, 16 for each thread of its `_WARPS`; one row where it is wider."""
+_TILE = 1024
+"""Numbers of a tile of rows; a row where that is wider."""
 _WARPS = 4
-_ROWS = 128
-"""Rows of a tile at most."""
+_NUMBERS = 512
+"""Numbers per warp at most, 16 per thread: more would not stay in registers in the backward."""
 _PROGRAMS = 1024
 """Programs of a backward at most, each with its own sums for weight and bias."""
 
@@ -123,8 +123,8 @@ class _Work:
     """One call as the kernels take it: arguments that both begin with, and constants."""
 
     def __init__(self, call: Norm) -> None:
-        self.block = max(16, 1 << (call.width - 1).bit_length())
-        steps = max(1, min(_ROWS, _TILE // self.block))
+        block = max(16, 1 << (call.width - 1).bit_length())
+        steps = max(1, _TILE // block)
         rows = call.x.numel() // call.channels
         self.tiles = -(-rows // steps)
         self.arguments = (
@@ -141,6 +141,6 @@ class _Work:
             "has_bias": call.bias is not None,
             "gated": call.gate is not None,
             "steps": steps,
-            "block": self.block,
-            "num_warps": _WARPS * max(1, self.block // _TILE),
+            "block": block,
+            "num_warps": max(_WARPS, block // _NUMBERS),
         }

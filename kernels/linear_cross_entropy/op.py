@@ -1,0 +1,121 @@
+"""The loss as operators of torch: what compile, checkpointing and DDP need to know.
+
+``dnassm::linear_cross_entropy`` returns the loss of every token, 4 bytes each, and the log of its
+sum of exp, with which the backward finds every probability again. Weights and sums over tokens
+are plain operators of torch around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnassm.errors import ShapeError
+from dnassm.kernels.backends import Backends, without_autocast
+from dnassm.kernels.linear_cross_entropy.arguments import Gradients, Loss
+
+BACKENDS = Backends(__package__)
+
+_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_ARGUMENTS = (
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
+    "float smoothing, str backend"
+)
+_LIBRARY.define(f"linear_cross_entropy({_ARGUMENTS}) -> (Tensor losses, Tensor lse)", tags=_TAGS)
+_LIBRARY.define(
+    f"linear_cross_entropy_backward({_ARGUMENTS}, Tensor lse, Tensor dlosses) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+losses = torch.ops.dnassm.linear_cross_entropy.default
+losses_backward = torch.ops.dnassm.linear_cross_entropy_backward.default
+
+
+def _check_targets(call: Loss) -> None:
+    """Look at the numbers of `targets`; not while a CUDA graph is captured: it would wait.
+
+    Raises:
+        ShapeError: one is neither ignore_index nor in [0, V).
+    """
+    targets = call.targets
+    if targets.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    bad = (targets < 0) | (targets >= call.vocabulary)
+    bad &= targets != call.ignore_index
+    if not bad.any():
+        return
+    where = tuple(bad.nonzero()[0].tolist())
+    raise ShapeError(
+        f"linear_cross_entropy: targets must be 0..{call.vocabulary - 1} or ignore_index "
+        f"{call.ignore_index}, got {int(targets[where])} at {list(where)} "
+        f"({int(bad.sum())} such of {targets.numel()})"
+    )
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Loss(*arguments[:-1])
+    _check_targets(call)
+    chosen = BACKENDS.choose(arguments[-1], call)
+    with without_autocast(call.hidden.device):
+        result: tuple[Tensor, Tensor] = chosen.forward(call)
+    return result
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Loss(*arguments[:-1])
+    BACKENDS.choose(arguments[-1], call)
+    found = call.hidden.new_empty(call.targets.shape, dtype=call.inner)
+    return found, torch.empty_like(found)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *given, backend, lse, dlosses = arguments
+    call = Loss(*given)
+    chosen = BACKENDS.choose(backend, call)
+    with without_autocast(call.hidden.device):
+        gradients: Gradients = chosen.backward(call, lse, dlosses)
+    return tuple(call.hidden.new_empty(0) if g is None else g for g in gradients)
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    hidden, weight, bias = arguments[:3]
+    return tuple(
+        hidden.new_empty(0) if t is None else t.new_empty(t.shape) for t in (hidden, weight, bias)
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.options = inputs[4:]
+
+
+def _differentiate(ctx: Any, dlosses: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    *tensors, lse = ctx.saved_tensors
+    dlosses = torch.zeros_like(lse) if dlosses is None else dlosses
+    dhidden, dweight, dbias = losses_backward(*tensors, *ctx.options, lse, dlosses)
+    return dhidden, dweight, None if tensors[2] is None else dbias, None, None, None, None
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "linear_cross_entropy: a second derivative was asked for, and the loss has only the first; "
+        "call backward without create_graph"
+    )
+
+
+for _name, _function, _fake in (
+    ("linear_cross_entropy", _forward, _forward_fake),
+    ("linear_cross_entropy_backward", _backward, _backward_fake),
+):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dnassm::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "dnassm::linear_cross_entropy", _differentiate, setup_context=_setup, lib=_LIBRARY
+)
+torch.library.register_autograd("dnassm::linear_cross_entropy_backward", _refuse, lib=_LIBRARY)
