@@ -6,12 +6,12 @@ import math
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from dnassm.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
-from dnassm.kernels.selective_scan import selective_scan, selective_scan_step
+from dnassm.kernels.causal_conv1d import causal_conv1d_step
+from dnassm.kernels.mamba_inner import Walk, mamba_inner
+from dnassm.kernels.selective_scan import selective_scan_step
 from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 
 
@@ -92,26 +92,29 @@ class Mamba(SequenceMixer):
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, MambaState]:
         """(B, L, D) -> (B, L, D), and the state after the last position of every sequence."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv_state = causal_conv1d(
-            u,
-            self.conv_weight,
-            self.conv_bias,
-            silu=True,
-            initial_state=None if state is None else state.conv,
+        y, ((conv_state, ssm_state),) = mamba_inner(
+            x,
+            self.in_proj.weight,
+            self.out_proj.weight,
+            self._walk(state),
             cu_seqlens=cu_seqlens,
             return_state=True,
         )
-        y, ssm_state = selective_scan(
-            *self._scanned(u),
-            D=self.D,
-            z=z,
+        return y, MambaState(conv_state, ssm_state)
+
+    def _walk(self, state: MambaState | None) -> Walk:
+        """What lies between the projections in and out, and the state before it."""
+        return Walk(
+            conv_weight=self.conv_weight,
+            x_weight=self.x_proj.weight,
+            dt_weight=self.dt_proj.weight,
+            A=self._decay(),
+            conv_bias=self.conv_bias,
             dt_bias=self.dt_bias,
-            initial_state=None if state is None else state.ssm,
-            cu_seqlens=cu_seqlens,
-            return_state=True,
+            D=self.D,
+            conv_state=None if state is None else state.conv,
+            ssm_state=None if state is None else state.ssm,
         )
-        return self.out_proj(y), MambaState(conv_state, ssm_state)
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """(B, D) -> (B, D), and the next state."""
@@ -125,11 +128,15 @@ class Mamba(SequenceMixer):
         return self.out_proj(y), MambaState(conv_state, ssm_state)
 
     def _scanned(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x, dt, A, B and C of the scan, from the output of the convolution (.., E)."""
+        """x, dt, A, B and C of a step, from the output of the convolution (B, E)."""
         states = self.config.d_state
         low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
-        A = -torch.exp(self.A_log.to(_at_least_float32(self.A_log)))
-        return u, F.linear(low_rank, self.dt_proj.weight), A, B.unsqueeze(-2), C.unsqueeze(-2)
+        dt = self.dt_proj(low_rank)
+        return u, dt, self._decay(), B.unsqueeze(-2), C.unsqueeze(-2)
+
+    def _decay(self) -> Tensor:
+        """A of the scan."""
+        return -torch.exp(self.A_log.to(_at_least_float32(self.A_log)))
 
     def init_state(self, batch: int) -> MambaState:
         """All zeros."""

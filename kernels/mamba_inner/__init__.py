@@ -101,6 +101,7 @@ def mamba_inner(
         projections: Schiff et al. 2024, arXiv:2403.03234, section 3.1.
     """
     x, in_weight, out_weight, *cast = _autocast(x, in_weight, out_weight, *walks)
+    _check_input(x, cu_seqlens)
     edges = None if cu_seqlens is None else cu_seqlens.to(torch.int32)
     keep = DEFAULT_KEEP.get(x.device.type, DEFAULT_KEEP["cuda"]) if keep is None else tuple(keep)
     block = Block(x, in_weight, out_weight, tuple(cast), edges, exact, keep, backend)
@@ -135,14 +136,11 @@ def _autocast(
 
 def _check(block: Block) -> None:
     x, inner = block.x, block.out_weight.shape[-1]
-    if x.dim() != 3 or 0 in x.shape:
-        raise ShapeError(f"mamba_inner: x must be (B, L, M), none of them 0, got {tuple(x.shape)}")
     if not block.walks:
         raise ShapeError("mamba_inner: expected at least one walk, got none; give a Walk")
     unknown = [name for name in block.keep if name not in KEEP]
     if unknown:
         raise ShapeError(f"mamba_inner: keep has no {unknown[0]!r}; have {', '.join(KEEP)}")
-    _check_edges(block)
     _check_tensor(block, "in_weight", block.in_weight, (2 * inner, x.shape[2]), matrix=True)
     _check_tensor(block, "out_weight", block.out_weight, (None, inner), matrix=True)
     for walk in block.walks:
@@ -195,8 +193,9 @@ def _check_tensor(
         raise ShapeError(f"mamba_inner: {name} must be floating point, got {tensor.dtype}")
 
 
-def _check_edges(block: Block) -> None:
-    edges, x = block.cu_seqlens, block.x
+def _check_input(x: Tensor, edges: Tensor | None) -> None:
+    if x.dim() != 3 or 0 in x.shape:
+        raise ShapeError(f"mamba_inner: x must be (B, L, M), none of them 0, got {tuple(x.shape)}")
     if edges is None:
         return
     if x.shape[0] != 1:
@@ -208,5 +207,7 @@ def _check_edges(block: Block) -> None:
         raise ShapeError(
             f"mamba_inner: cu_seqlens must be (S+1,) with S > 0, got {tuple(edges.shape)}"
         )
+    if edges.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(f"mamba_inner: cu_seqlens must be int32 or int64, got {edges.dtype}")
     if edges.device != x.device:
         raise ShapeError(f"mamba_inner: cu_seqlens is on {edges.device}, x on {x.device}")

@@ -95,8 +95,12 @@ class Inputs:
     def replaced(self, named: dict[str, Tensor]) -> Inputs:
         """The same with other tensors under these names."""
         mine = self.named() | named
+
+        def tensors(index: int) -> list[Any]:
+            return [mine.get(f"{name} {index}") for name in TENSORS]
+
         walks = [
-            walk._replace(**{n: mine.get(f"{n} {index}") for n in TENSORS})
+            Walk(*tensors(index))._replace(reverse=walk.reverse)
             for index, walk in enumerate(self.walks)
         ]
         return Inputs(mine["x"], mine["in_weight"], mine["out_weight"], tuple(walks))
@@ -131,14 +135,12 @@ def weights_of(results: list[Tensor]) -> list[Tensor]:
 def furthest(got: Results, want: Results) -> tuple[float, str]:
     """Largest error relative to the largest number of a tensor, and the tensor's name."""
     assert got.keys() == want.keys(), (sorted(got), sorted(want))  # noqa: S101  for tests
-    worst = (0.0, "")
+    worst = (0.0, "none")
     for name, expected in want.items():
         assert got[name].shape == expected.shape, name  # noqa: S101
         if expected.numel() == 0:  # the state of a convolution of one tap
             continue
         exact = expected.detach().double().cpu()
-        error = (got[name].detach().double().cpu() - exact).abs().max() / (
-            exact.abs().max() + 1e-30
-        )
+        error = (got[name].detach().double().cpu() - exact).abs().max() / exact.abs().max()
         worst = max(worst, (float("inf") if error.isnan() else float(error), name))
     return worst

@@ -434,6 +434,8 @@ def test_a_bad_argument_is_named(message, spoil):
     {
         r"\(S\+1,\) with S > 0": torch.tensor([0]),
         "rise from 0 to L = 37": torch.tensor([0, 38]),
+        "int32 or int64": torch.tensor([0.0, 37.0]),
+        "is on meta": torch.tensor([0, 37], device="meta"),
         "B must be 1": None,
     }.items(),
 )
