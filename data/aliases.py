@@ -19,7 +19,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
-from dnassm.data.store import GenomeStore
+from dnassm.data.genome import Genome
 from dnassm.errors import GenomeError
 
 _MITOCHONDRION = frozenset(("m", "mt", "mito", "mtdna", "mitochondrion"))
@@ -43,7 +43,7 @@ class ContigMatch:
 
 def match_contigs(
     names: Iterable[str],
-    store: GenomeStore,
+    store: Genome,
     *,
     explicit: Mapping[str, str] | None = None,
     lengths: Mapping[str, int | None] | None = None,
@@ -97,7 +97,7 @@ def chromosome_key(name: str) -> str:
     return "MT" if bare.lower() in _MITOCHONDRION else bare
 
 
-def _by_key(rest: list[str], wanted: list[str], store: GenomeStore, source: str) -> dict[str, str]:
+def _by_key(rest: list[str], wanted: list[str], store: Genome, source: str) -> dict[str, str]:
     """Points 3 and 4 of the rule for the names `rest` of all that the rule decides on."""
     theirs = {name: chromosome_key(name) for name in wanted}
     ours = {name: chromosome_key(name) for name in store.lengths}
@@ -147,7 +147,7 @@ def _arabic(key: str) -> str:
     return next((str(i) for i in range(1, 100) if _roman(i) == key), key)
 
 
-def _check_one_to_one(found: Mapping[str, str], store: GenomeStore, source: str) -> None:
+def _check_one_to_one(found: Mapping[str, str], store: Genome, source: str) -> None:
     names: dict[str, str] = {}
     for name, contig in found.items():
         if contig in names:
@@ -159,7 +159,7 @@ def _check_one_to_one(found: Mapping[str, str], store: GenomeStore, source: str)
 
 
 def _check_lengths(
-    found: Mapping[str, str], lengths: Mapping[str, int | None], store: GenomeStore, source: str
+    found: Mapping[str, str], lengths: Mapping[str, int | None], store: Genome, source: str
 ) -> None:
     for name, contig in found.items():
         stated = lengths.get(name)

@@ -28,13 +28,18 @@ class ByteStream:
 
     `head` is the first 4 KiB of the content, to look at before reading.
 
+    Args:
+        path: the file.
+        threads: inflate compressed data in a thread of its own, some MB ahead.
+
     Raises:
         ArtifactError: the file is missing or cannot be read.
         FormatError: gzip data is truncated or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: bool = False) -> None:
         self.path = path
+        self._threads = threads
         if path.is_dir():
             raise ArtifactError(f"{path} is a folder, expected a FASTA file; name the files in it")
         try:
@@ -43,11 +48,12 @@ class ByteStream:
             raise ArtifactError(f"{path} does not exist; check the path") from error
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        self._content: Any = self._raw
         try:
             self._content, self.compressed = self._open_content()
             self.head = self._read_head()
         except BaseException:
-            self._raw.close()
+            self._close()
             raise
         self._served = 0
 
@@ -60,6 +66,10 @@ class ByteStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._content.close()  # first: it may have a thread that reads the file
         self._raw.close()
 
     @property
@@ -118,7 +128,7 @@ class ByteStream:
                 f"{self.path}: bgzip data without its end-of-file block: the file is truncated; "
                 "download or copy it again"
             )
-        return _gunzip(self._raw), True
+        return _gunzip(self._raw, threads=self._threads), True
 
     def _read_head(self) -> bytes:
         buffer = bytearray(_HEAD_BYTES)
@@ -164,14 +174,16 @@ class _HashingFile(io.RawIOBase):
         return self._file.seekable()
 
 
-def _gunzip(raw: _HashingFile) -> Any:
+def _gunzip(raw: _HashingFile, *, threads: bool) -> Any:
     """The content of gzip data; isal is more than twice as fast as the standard library."""
     try:
-        from isal import igzip
+        from isal import igzip, igzip_threaded
     except ImportError:
         import gzip
 
         return gzip.GzipFile(fileobj=raw, mode="rb")
+    if threads:
+        return igzip_threaded.open(raw, "rb")  # type: ignore[no-untyped-call]
     return igzip.IGzipFile(fileobj=raw, mode="rb")  # type: ignore[no-untyped-call]
 
 

@@ -63,6 +63,7 @@ def read_fasta(
     path: Path,
     *,
     block_bytes: int = BLOCK_BYTES,
+    threads: bool = False,
     progress: Callable[[int], None] | None = None,
     on_end: Callable[[str | None], None] | None = None,
 ) -> Iterator[Header | Bases]:
@@ -71,6 +72,7 @@ def read_fasta(
     Args:
         path: plain, gzip or bgzip FASTA.
         block_bytes: size of the reading buffer; changes speed and memory, never the result.
+        threads: inflate compressed data in a thread of its own; changes speed, never the result.
         progress: called after every block with the bytes of the file consumed so far.
         on_end: called once at the end with the sha256 of a compressed file, None for a plain one.
 
@@ -78,7 +80,7 @@ def read_fasta(
         ArtifactError: the file is missing or unreadable.
         FormatError: it is no DNA FASTA; names file, line, contig and what was found.
     """
-    with ByteStream(path) as stream:
+    with ByteStream(path, threads=threads) as stream:
         _check_head(path, stream.head)
         parser = _Parser(path, block_bytes)
         while filled := stream.readinto(parser.room):

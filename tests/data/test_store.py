@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnassm.data import store as store_module
+from dnassm.data import store_writer
 from dnassm.data.alphabet import PAD, decode, encode_ascii
 from dnassm.data.interval import Interval
 from dnassm.data.store import GenomeStore, append_to_store, build_store
@@ -313,10 +313,10 @@ def test_verify_notices_a_changed_base(store):
 
 
 def test_a_full_disk_is_one_line_and_the_old_store_survives(store, fasta, monkeypatch):
-    def full(self, item):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module._Writer, "add", full)
+    monkeypatch.setattr(store_writer, "_hash_and_write", full)
     with pytest.raises(ArtifactError, match="the disk is full"):
         build_store([fasta], store.path, force=True)
     assert GenomeStore.open(store.path).digest == store.digest
