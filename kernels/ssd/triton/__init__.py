@@ -1,0 +1,303 @@
+"""SSD in Triton: matrix products on tensor cores (README, "triton").
+
+Triton and the kernels are imported by the first call that runs them, not with dnassm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnassm.kernels.backends import Elsewhere
+from dnassm.kernels.ssd.arguments import Gradients, Ssd
+
+PRIORITY = 20
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CHUNK = {"bfloat16": 64, "exact": 32}
+"""Positions of a chunk: most operands of a product in bfloat16 are as wide."""
+_SMALLEST_CHUNK = 16
+_WIDTH = 64
+"""Most channels of a head that a program takes."""
+_TILE = 8192
+"""Most numbers of state of a program: 64 in each thread of 4 warps."""
+_MOST_STATES = 512
+_SEGMENT = (4, 16, 32)
+"""Chunks of a segment: the fewest, as many as a row of some thousand positions has, the most."""
+_SEGMENTS = 512
+"""Segments of a row before they become longer; they are folded one after the other."""
+_KEPT = 512 << 20
+"""Bytes for what enters and leaves the chunks in the backward; L is walked in slabs of this."""
+_FOLD = 512
+"""Numbers of state that a program folds."""
+
+
+def supports(call: Ssd) -> str | None:
+    """Runs on CUDA, ROCm and XPU; on CPU tensors in Triton's interpreter, slowly, for tests."""
+    for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state"):
+        tensor = getattr(call, name)
+        if tensor is not None and tensor.dtype not in _DTYPES:
+            return Elsewhere(f"{name} is {tensor.dtype}, it takes float32, bfloat16 and float16")
+    if not _installed():
+        return "triton is not installed"
+    device = call.x.device
+    if device.type == "cpu" and not _interpreted():
+        return Elsewhere("the tensors are on the CPU, it needs a GPU")
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return Elsewhere(f"the tensors are on {device.type}, it needs a GPU")
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"triton needs compute capability 8.0, this GPU has {major}.{minor}"
+    if call.B.shape[3] > _MOST_STATES:
+        return f"N is {call.B.shape[3]}, it takes up to {_MOST_STATES}"
+    return None
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    """Whether TRITON_INTERPRET was set when triton was, or will be, imported."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes", "y"):
+        return False
+    library = sys.modules.get("triton.language.standard")
+    return library is None or type(library.sum).__name__ != "JITFunction"
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("dnassm.kernels.ssd.triton.kernels")
+
+
+class _Plan(NamedTuple):
+    """How the work is cut; never by B: a row is computed as it is in any batch."""
+
+    exact: bool
+    """Products in float32, not in bfloat16."""
+    steps: int
+    """Positions of a chunk, a power of two."""
+    width: int
+    """Channels of a program, a power of two."""
+    states: int
+    """N, up to a power of two."""
+    chunks: int
+    """Chunks of a segment."""
+    segments: int
+    """Segments of a row; of the whole pack, at most, if packed."""
+
+
+def _plan(call: Ssd) -> _Plan:
+    _, length, _, channels = call.x.shape
+    exact = any(tensor.dtype != torch.bfloat16 for tensor in (call.x, call.B, call.C))
+    largest = _CHUNK["exact" if exact else "bfloat16"]
+    steps = min(largest, max(_SMALLEST_CHUNK, _power_of_two(min(call.chunk or largest, length))))
+    states = max(16, _power_of_two(call.B.shape[3]))
+    width = min(_WIDTH, max(16, _power_of_two(channels)), _TILE // states)
+    sequences = 1 if call.cu_seqlens is None else call.sequences
+    in_each = -(-length // (sequences * steps))
+    fewest, some, most = _SEGMENT
+    chunks = max(fewest, min(in_each, some), min(in_each // _SEGMENTS, most))
+    # Every sequence may leave all but one position of its last segment empty.
+    positions = chunks * steps
+    segments = (length + sequences * (positions - 1)) // positions
+    return _Plan(exact, steps, width, states, chunks, segments)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def marks_shape(call: Ssd) -> tuple[int, ...]:
+    """(segments, H, P, N): the state before every segment."""
+    return (call.x.shape[0] * _plan(call).segments, *call.state_shape[1:])
+
+
+def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `ssd`; shapes as there."""
+    run = _Run(call)
+    marks, initial = run.new(*marks_shape(call)), call.initial_state
+    edge = None if initial is None else initial.float().contiguous()
+    run.enter(marks, edge, adjoint=False)
+    y, final = _like(call.x), run.new(*call.state_shape)
+    run.launch("forward_kernel", run.units * len(marks), marks, y, final)
+    return y, final, marks
+
+
+def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
+    """Gradients of `forward` (README, section 3 and "triton")."""
+    run = _Run(call, dy)
+    adjoints = torch.empty_like(marks)
+    run.enter(adjoints, dfinal.float().contiguous(), adjoint=True)
+    dx, ddt, dB, dC = (_like(tensor) for tensor in (call.x, call.dt, call.B, call.C))
+    dz = None if call.z is None else _like(call.z)
+    dinitial = run.new(*call.state_shape)
+    along = (dx, ddt, dx if dz is None else dz, dB, dC)
+    dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, along)
+    if call.D is not None and call.D.dim() == 1:
+        dD = dD.sum(1)
+    return Gradients(
+        x=dx,
+        dt=ddt,
+        A=dA.to(call.A.dtype),
+        B=dB,
+        C=dC,
+        D=_as(call.D, dD),
+        z=dz,
+        dt_bias=_as(call.dt_bias, dbias),
+        initial_state=_as(call.initial_state, dinitial),
+    )
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _as(given: Tensor | None, gradient: Tensor) -> Tensor | None:
+    """The gradient of an argument in its dtype, if the argument was given."""
+    return None if given is None else gradient.to(given.dtype)
+
+
+def _slabs(
+    run: _Run, marks: tuple[Tensor, Tensor], dinitial: Tensor, along: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill the gradients `along` time, as many segments at a time as fit; dA, dbias and dD."""
+    plan, call = run.plan, run.call
+    _, _, heads, channels = call.x.shape
+    dtype = torch.float32 if plan.exact else torch.bfloat16
+    segments, state = len(marks[0]), marks[0][0].numel()
+    at_once = max(1, _KEPT // (2 * plan.chunks * state * dtype.itemsize))
+    slots = min(segments, at_once) * plan.chunks
+    kept = torch.empty((2, slots, *marks[0].shape[1:]), dtype=dtype, device=call.x.device)
+    # An empty chunk leaves its sums as they are.
+    by_chunk = run.new(slots, heads * (2 + channels))
+    total = torch.zeros(heads * (2 + channels), dtype=torch.float64, device=call.x.device)
+    for first in range(0, segments, at_once):
+        count = min(at_once, segments - first)
+        now = by_chunk[: count * plan.chunks].zero_()
+        for adjoint in (False, True):
+            start = (marks[adjoint], now, kept[int(adjoint)], dinitial, first)
+            flags = {"ADJOINT": adjoint, "KEEP": True}
+            run.launch("walk_kernel", run.units * count, *start, **flags)
+        sums = _sums_of(now.view(-1), len(now), heads, channels)
+        programs = len(now) * call.B.shape[2]
+        run.launch("backward_kernel", programs, (kept[0], kept[1]), (*along, *sums), first)
+        total += torch.cat([part.double().sum(0).flatten() for part in sums])
+    dA, dbias, dD = total.split([heads, heads, heads * channels])
+    return dA, dbias, dD.view(heads, channels)
+
+
+def _sums_of(room: Tensor, slots: int, heads: int, channels: int) -> tuple[Tensor, ...]:
+    """dA and dbias (slots, H), dD (slots, H, P), one after the other in `room`."""
+    sizes = [slots * heads, slots * heads, slots * heads * channels]
+    dA, dbias, dD = room.split(sizes)
+    return dA.view(slots, heads), dbias.view(slots, heads), dD.view(slots, heads, channels)
+
+
+class _Run:
+    """The arguments of one call in the form in which the kernels take them."""
+
+    def __init__(self, call: Ssd, dy: Tensor | None = None) -> None:
+        x = call.x
+        _, length, heads, channels = x.shape
+        self.call, self.plan, self.packed = call, _plan(call), call.cu_seqlens is not None
+        self.units = heads * -(-channels // self.plan.width)
+        skip = self.new(heads, channels).zero_()
+        if call.D is not None:
+            skip += call.D.float() if call.D.dim() == 2 else call.D.float()[:, None]
+        none = self.new(heads).zero_()
+        bias = none if call.dt_bias is None else call.dt_bias.float().contiguous()
+        # What a kernel does not touch is given as some other tensor.
+        z, dy = x if call.z is None else call.z, x if dy is None else dy
+        inputs = (x, call.dt, z, call.B, call.C, dy)
+        self.tables = self._tables() if self.packed else (x, x, x)
+        self.shape = (heads, channels, call.B.shape[3], call.B.shape[2])
+        self._common = (
+            inputs,
+            tuple(tensor.stride() for tensor in inputs),
+            (call.A.float().contiguous(), skip, bias),
+            self.tables,
+            self.shape,
+            length,
+            self.plan.segments,
+            self.plan.chunks,
+            (float(call.dt_min), float(call.dt_max)),
+        )
+
+    def new(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.call.x.device)
+
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Edges, the first segment of every sequence, and the sequence of every segment or -1."""
+        assert self.call.cu_seqlens is not None  # noqa: S101  for mypy
+        edges = self.call.cu_seqlens.long()
+        positions = self.plan.chunks * self.plan.steps
+        ends = ((edges.diff() + (positions - 1)) // positions).cumsum(0)
+        base = torch.cat([ends.new_zeros(1), ends])
+        segment = torch.arange(self.plan.segments, device=edges.device)
+        owner = torch.searchsorted(ends, segment, right=True)
+        return edges, base, owner.masked_fill(owner == len(ends), -1)
+
+    def enter(self, marks: Tensor, edge: Tensor | None, *, adjoint: bool) -> None:
+        """Fill `marks` with what enters every segment; `edge` enters the first, or the last."""
+        if self.plan.segments == 1:
+            marks.zero_() if edge is None else marks.copy_(edge)
+            return
+        sums = self.new(len(marks), self.shape[0])
+        flags = {"ADJOINT": adjoint, "KEEP": False}
+        self.launch("walk_kernel", self.units * len(marks), marks, sums, marks, marks, 0, **flags)
+        blocks = -(-self.shape[1] * self.shape[2] // _FOLD)
+        with self._device():
+            _kernels().fold_kernel[(self.call.sequences * self.shape[0] * blocks,)](
+                self.tables,
+                self.shape,
+                self.plan.segments,
+                marks,
+                sums,
+                marks if edge is None else edge,
+                BLOCK=_FOLD,
+                PACKED=self.packed,
+                GIVEN=edge is not None,
+                ADJOINT=adjoint,
+                num_warps=4,
+            )
+
+    def launch(self, name: str, programs: int, *arguments: Any, **flags: bool) -> None:
+        """Run a kernel."""
+        plan, call = self.plan, self.call
+        with self._device():
+            getattr(_kernels(), name)[(programs,)](
+                *self._common,
+                *arguments,
+                STEPS=plan.steps,
+                WIDTH=plan.width,
+                STATES=plan.states,
+                EXACT=plan.exact,
+                SOFTPLUS=call.dt_softplus,
+                REVERSE=call.reverse,
+                PACKED=self.packed,
+                GATED=call.z is not None,
+                **flags,
+                num_warps=8 if name == "backward_kernel" else 4,
+                num_stages=1 if name == "backward_kernel" else 2,
+            )
+
+    def _device(self) -> contextlib.AbstractContextManager[Any]:
+        device = self.call.x.device
+        if device.type == "cpu":
+            return contextlib.nullcontext()
+        here: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(
+            device
+        )
+        return here
