@@ -6,12 +6,14 @@ backend is chosen inside, so that a traced call holds no more than its name.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnassm.kernels.backends import Backends, without_autocast
+from dnassm.kernels.causal_conv1d import triton
 from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
 from dnassm.kernels.sequences import check_data
 
@@ -105,6 +107,11 @@ def _step(
     silu: bool,  # noqa: FBT001  the order of the schema
 ) -> tuple[Tensor, Tensor]:
     """A convolution of one position; the state is not looked at: that would wait for the device."""
+    at_once = Conv(x, weight, bias, state, None, silu, reverse=False)
+    if triton.supports(at_once) is None:
+        kernel = importlib.import_module("dnassm.kernels.causal_conv1d.triton.step")
+        result: tuple[Tensor, Tensor] = kernel.step(at_once)
+        return result
     call = Conv(x.unsqueeze(1), weight, bias, state, None, silu, reverse=False)
     y, following = _run(call, "auto")
     return y.squeeze(1), following

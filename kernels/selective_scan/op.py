@@ -6,6 +6,7 @@ The backend is chosen inside, so that a traced call holds no more than its name.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnassm.kernels.backends import Backends, without_autocast
+from dnassm.kernels.selective_scan import triton
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.sequences import check_data
 
@@ -124,7 +126,12 @@ def _step(
     dt_bias: Tensor | None,
     dt_softplus: bool,  # noqa: FBT001  the order of the schema
 ) -> tuple[Tensor, Tensor]:
-    """The equations of one position, in the dtype of the state inside."""
+    """The equations of one position, in the dtype of the state inside; on a GPU in one kernel."""
+    call = Scan(x, dt, A, B, C, D, z, dt_bias, state, None, dt_softplus, reverse=False, exact=True)
+    if triton.supports(call) is None:
+        kernel = importlib.import_module("dnassm.kernels.selective_scan.triton.step")
+        result: tuple[Tensor, Tensor] = kernel.step(call)
+        return result
     wide = torch.float64 if torch.float64 in (x.dtype, A.dtype) else torch.float32
     groups = B.shape[1]
     with without_autocast(x.device):
