@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import abc
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from dnassm.data.interval import Interval, Strand
+from dnassm.data.options import built
 from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import Registry, did_you_mean
@@ -73,6 +75,9 @@ class Sampler(abc.ABC):
         length: L, bases per window.
         rc_probability: share of windows that are read on the minus strand.
     """
+
+    files: ClassVar[tuple[str, ...]] = ()
+    """Options that may name a file."""
 
     def __init__(
         self, store: GenomeStore, *, split: str, length: int, rc_probability: float
@@ -144,6 +149,27 @@ def intervals_of_split(store: GenomeStore, split: str) -> Sequence[Interval]:
             f"{store.path}: split {split!r} is empty; build the store with another --split"
         )
     return store.splits[split]
+
+
+def build_sampler(
+    name: str,
+    options: Mapping[str, Any],
+    store: GenomeStore,
+    *,
+    split: str,
+    length: int,
+    rc_probability: float,
+) -> Sampler:
+    """Make the sampler that is called `name`, of windows of `length` bases.
+
+    Raises:
+        UnknownNameError: no such sampler.
+        ConfigError: an option is unknown or wrong.
+        GenomeError: it finds no window in the genome.
+    """
+    kind = SAMPLERS[name]
+    given = {"split": split, "length": length, "rc_probability": rc_probability}
+    return built(f"sampler {name}", kind, options, store, **given)
 
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dnassm.data.samplers")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dnassm.artifact import read_json, write_json
 from dnassm.data.alphabet import Codes, encode_ascii
+from dnassm.data.options import built
 from dnassm.errors import ArtifactError, ConfigError, FormatError
 from dnassm.registry import Registry
 
@@ -73,6 +74,15 @@ class Tokenizer(abc.ABC):
         told = np.array([len(text) for text in self.vocab], dtype=np.int64)
         told[list(self.ignore_ids)] = 0
         return told
+
+    def words(self) -> Tokens:
+        """Ids that may stand inside of a sequence of known bases."""
+        return np.flatnonzero(self.told()).astype(np.int64)
+
+    @property
+    def overlap(self) -> int:
+        """Tokens that hold a base: 1, but for words that overlap."""
+        return -(-self.bases_of_word // self.bases_per_token)
 
     @abc.abstractmethod
     def encode_codes(self, codes: Codes) -> Tokens:
@@ -203,6 +213,29 @@ def encode_letters(sequence: str) -> Codes:
             f"expected DNA letters (A C G T U N and IUPAC), got {sequence[error.start]!r} at "
             f"position {error.start} of the sequence; remove it or write N"
         ) from error
+
+
+def build_tokenizer(name: str, options: Mapping[str, Any]) -> Tokenizer:
+    """Make the tokenizer that is called `name`, or read the saved one that `name` is the path of.
+
+    Raises:
+        UnknownNameError: neither a tokenizer nor a file or folder.
+        ConfigError: an option is unknown or wrong, or given for a saved tokenizer.
+        ArtifactError: the file is no tokenizer.
+    """
+    if not is_saved(name):
+        return built(f"tokenizer {name}", TOKENIZERS[name], options)
+    if options:
+        raise ConfigError(
+            f"tokenizer {name}: a saved tokenizer has its options in its file, got "
+            f"{', '.join(options)}; leave them out"
+        )
+    return Tokenizer.load(name)
+
+
+def is_saved(name: str) -> bool:
+    """Whether `name` is the path of a saved tokenizer, and none that is registered."""
+    return name not in TOKENIZERS and ("/" in name or name.endswith(".json") or Path(name).exists())
 
 
 TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer", "dnassm.data.tokenizers")

@@ -16,25 +16,30 @@ from torch.utils.data import DataLoader, Dataset
 
 from dnassm.data.alphabet import PAD
 from dnassm.data.batch import Batch, check_weight, weights_of
-from dnassm.data.sampler import Sampler
+from dnassm.data.sampler import Sampler, intervals_of_split
+from dnassm.data.samplers.uniform import UniformSampler
 from dnassm.data.store import GenomeStore
-from dnassm.data.tokenizer import Tokenizer
+from dnassm.data.tokenizer import Tokenizer, Tokens
 from dnassm.errors import ConfigError
 
 _PREFETCHED_BATCHES = 4
+_SAMPLED_WINDOWS, _SAMPLED_BASES = 64, 4096
 
 
 class WindowDataset(Dataset[torch.Tensor]):
     """Item `i` is window ``i % len(sampler)`` of epoch ``i // len(sampler)``, as int64 tokens (L,).
 
     The items never end: an index past the first epoch is a window of a later one. A window shorter
-    than the sampler's length (see `TiledSampler`) is filled with padding at its right end.
+    than the sampler's length (see `TiledSampler`) is filled with padding at its right end. A window
+    on the minus strand is reverse-complemented before it is cut into tokens.
 
     Args:
         store: the genome; pickles as its path, so that a worker opens it for itself.
         tokenizer: turns bases into tokens.
         sampler: says which window an index is.
         seed: of the sampler.
+        length: L, tokens of every row: what a window has more is cut off, what it has less is
+            padding. None: as many as the tokenizer makes of the sampler's windows.
         soft_masked_weight: weight of soft-masked bases in the loss; 1 leaves the weights out.
 
     Raises:
@@ -48,6 +53,7 @@ class WindowDataset(Dataset[torch.Tensor]):
         sampler: Sampler,
         *,
         seed: int,
+        length: int | None = None,
         soft_masked_weight: float = 1.0,
     ) -> None:
         check_weight(soft_masked_weight)
@@ -55,6 +61,7 @@ class WindowDataset(Dataset[torch.Tensor]):
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.seed = seed
+        self.length = length
         self.soft_masked_weight = soft_masked_weight
 
     def __len__(self) -> int:
@@ -77,7 +84,7 @@ class WindowDataset(Dataset[torch.Tensor]):
             epoch, number = divmod(index, windows)
             interval = self.sampler(self.seed, epoch, number)
             row[: len(interval)] = self.store.fetch(interval)
-        tokens = self.tokenizer.encode_codes(codes)
+        tokens = self._fitted(self.tokenizer.encode_codes(codes))
         if self.soft_masked_weight == 1:
             return Batch(torch.from_numpy(tokens))
         weights = [
@@ -85,6 +92,35 @@ class WindowDataset(Dataset[torch.Tensor]):
             for row in zip(codes, tokens, strict=True)
         ]
         return Batch(torch.from_numpy(tokens), weights=torch.from_numpy(np.stack(weights)))
+
+    def _fitted(self, tokens: Tokens) -> Tokens:
+        """Rows (B, ..) of `length` tokens."""
+        if self.length is None or tokens.shape[1] == self.length:
+            return tokens
+        rows = np.full((len(tokens), self.length), self.tokenizer.pad_id, dtype=np.int64)
+        some = tokens[:, : self.length]
+        rows[:, : some.shape[1]] = some
+        return rows
+
+
+def window_bases(tokenizer: Tokenizer, length: int, store: GenomeStore, *, split: str) -> int:
+    """Bases of a window of `length` tokens.
+
+    So many that every token of it is whole. Where tokens differ in size, as many as so many tokens
+    have on average, in a sample of the split that is always the same.
+
+    Raises:
+        GenomeError: no such split, or nothing but unknown bases in it.
+    """
+    if tokenizer.fixed_size:
+        return (length - 1) * tokenizer.bases_per_token + tokenizer.bases_of_word
+    size = min(_SAMPLED_BASES, max(map(len, intervals_of_split(store, split))))
+    sampler = UniformSampler(store, split=split, length=size, rc_probability=0.5)
+    windows = [
+        store.fetch(sampler(0, *divmod(index, len(sampler)))) for index in range(_SAMPLED_WINDOWS)
+    ]
+    tokens = sum(tokenizer.encode_codes(codes).size for codes in windows)
+    return max(1, round(length * size * len(windows) / tokens))
 
 
 class BatchSource(Protocol):

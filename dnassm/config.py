@@ -9,9 +9,16 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dnassm.errors import ConfigError
 from dnassm.registry import did_you_mean
@@ -23,12 +30,46 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class MixerSpec(_Section):
+class _Spec(_Section):
+    """One of several by its name, with its own options; a name alone stands for its defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class MixerSpec(_Spec):
     """A mixer by name with its own options."""
 
     name: str = Field(description="a name of `dnassm list mixers`")
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of the mixer's Config"
+    )
+
+
+class TokenizerSpec(_Spec):
+    """A tokenizer by name with its own options, or a saved one by its path."""
+
+    name: str = Field("single", description="a name of `dnassm list tokenizers`, or a path")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the tokenizer; none with a path"
+    )
+
+
+class SamplerSpec(_Spec):
+    """A sampler by name with its own options."""
+
+    name: str = Field("uniform", description="a name of `dnassm list samplers`")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the sampler")
+
+
+class PackingConfig(_Section):
+    """Short contigs side by side on a row, instead of the windows of a sampler."""
+
+    min_bases: int = Field(1, ge=1, description="shortest piece to keep")
+    max_n_fraction: float | None = Field(
+        None, ge=0, le=1, description="most unknown bases of a piece; None: not nothing but them"
     )
 
 
@@ -67,21 +108,42 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """What the model reads."""
 
-    length: int = Field(1024, ge=2, description="window length in tokens")
-    tokenizer: str = Field("single", description="a name of `dnassm list tokenizers`")
-    sampler: str = Field("uniform", description="a name of `dnassm list samplers`")
+    length: int = Field(1024, ge=2, description="tokens of a row that the model reads")
+    tokenizer: TokenizerSpec = Field(
+        TokenizerSpec(), description="bases to tokens: its name and options, or its path"
+    )
+    sampler: SamplerSpec = Field(
+        SamplerSpec(), description="which windows are read: its name and options"
+    )
+    packing: PackingConfig | None = Field(
+        None, description="true: short contigs side by side on a row, in place of the sampler"
+    )
     rc_probability: float = Field(0.5, ge=0, le=1, description="share of windows read on strand -")
     soft_masked_weight: float = Field(
         1.0, ge=0, le=1, description="of soft-masked bases in the loss; 0.1 as Evo 2 and PlantCAD"
     )
     workers: int = Field(0, ge=0, description="loader processes; changes speed, never the batches")
 
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _packing_on_or_off(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _packing_or_a_sampler(self) -> DataConfig:
+        if self.packing is not None and self.sampler != SamplerSpec():
+            raise ValueError(
+                f"packing takes the place of a sampler, got both it and {self.sampler.name}; set "
+                "one of them"
+            )
+        return self
+
 
 class ObjectiveConfig(_Section):
     """What the model is trained to predict."""
 
     name: Literal["next", "masked"] = Field("next", description="next token, or masked tokens")
-    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (masked)")
+    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of tokens to hide (masked)")
 
 
 class TrainingConfig(_Section):
@@ -157,14 +219,23 @@ class RunConfig(_Section):
             *parents, leaf = key.strip().split(".")
             node = values
             for parent in parents:
-                node = node.setdefault(parent, {})
-                if not isinstance(node, dict):
+                section = _as_section(parent, node.get(parent))
+                if not isinstance(section, dict):
                     raise ConfigError(f"--set {assignment}: {parent} is a value, not a section")
+                node[parent] = section
+                node = section
             try:
                 node[leaf] = json.loads(text)
             except json.JSONDecodeError:
                 node[leaf] = text
         return self.checked(values, origin="--set")
+
+
+def _as_section(name: str, value: Any) -> Any:
+    """`value` as the dict that a key below it goes into, where it has one."""
+    if value is None or (name == "packing" and value is True):
+        return {}
+    return {"name": value} if name in ("tokenizer", "sampler") and isinstance(value, str) else value
 
 
 def preset_names() -> list[str]:
@@ -192,7 +263,9 @@ def _shortened(text: str, limit: int = 80) -> str:
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = get_args(annotation) or (annotation,)  # X, or one of X | None
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not sections or annotation == dict[str, MixerSpec]:
             return list(MixerSpec.model_fields)
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)

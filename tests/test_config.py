@@ -37,8 +37,8 @@ def test_a_preset_builds_a_model_of_the_size_it_names(name):
     said = re.search(r"([\d.]+)M parameters", first)
     assert said is not None
     assert abs(model.parameter_count() / 1e6 - float(said[1])) <= 0.05
-    assert config.data.sampler in SAMPLERS
-    assert config.data.tokenizer in TOKENIZERS
+    assert config.data.sampler.name in SAMPLERS
+    assert config.data.tokenizer.name in TOKENIZERS
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -87,6 +87,14 @@ def test_an_override_changes_its_setting_and_nothing_else():
         ("model.letters.m.name=s4d", "model.letters.m.name", "s4d"),
         ("model.letters.m.options.d_state=8", "model.letters.m.options", {"d_state": 8}),
         ("model.letters.m.options={}", "model.letters.m.options", {}),
+        ("model.letters.m=s4d", "model.letters.m", {"name": "s4d", "options": {}}),
+        ("data.tokenizer=kmer", "data.tokenizer", {"name": "kmer", "options": {}}),
+        ("data.tokenizer=a/b.json", "data.tokenizer.name", "a/b.json"),
+        ('data.sampler={"name": "tiled"}', "data.sampler.name", "tiled"),
+        ("data.sampler.options.x=1", "data.sampler", {"name": "uniform", "options": {"x": 1}}),
+        ("data.packing=true", "data.packing", {"min_bases": 1, "max_n_fraction": None}),
+        ("data.packing=false", "data.packing", None),
+        ("data.packing.min_bases=7", "data.packing.min_bases", 7),
     ],
 )
 def test_a_value_is_read_as_json_or_else_as_text(assignment, path, value):
@@ -94,6 +102,16 @@ def test_a_value_is_read_as_json_or_else_as_text(assignment, path, value):
     for part in path.split("."):
         found = found[part]
     assert found == value
+
+
+def test_a_name_and_its_options_may_be_set_one_after_the_other():
+    config = RunConfig().override(["data.tokenizer=kmer", "data.tokenizer.options.k=3"])
+    assert config.data.tokenizer.model_dump() == {"name": "kmer", "options": {"k": 3}}
+    again = config.override(["data.tokenizer=single"])
+    assert again.data.tokenizer.options == {}, "another one does not have them"
+    on = RunConfig().override(["data.packing=true", "data.packing.min_bases=3"])
+    assert on.data.packing.min_bases == 3
+    assert on.override(["data.packing=false"]).data.packing is None
 
 
 def test_a_new_letter_can_be_defined_and_used_at_once():
@@ -112,6 +130,10 @@ def test_a_new_letter_can_be_defined_and_used_at_once():
         ("training.lr", "expected section.key=value"),
         ("lr=1", "expected section.key=value"),
         ("training.lr.x=1", "lr is a value, not a section"),
+        ("data.tokenizer.nam=x", "no setting data.tokenizer.nam; have name, options.*'name'"),
+        ("data.packing.min_base=3", "no setting data.packing.min_base; have min.*'min_bases'"),
+        ("data.packing=on", "data.packing: .*got 'on'"),
+        ("data.soft_masked_weight=2", "soft_masked_weight: .*less than or equal to 1, got 2"),
         ("training.lr=fast", "training.lr: .*valid number.*got 'fast'"),
         ("training.lr=-1", "training.lr: .*greater than 0, got -1"),
         ("training.lr=Infinity", "training.lr: .*finite"),
@@ -164,7 +186,7 @@ def test_a_toml_file_is_read(tmp_path):
         ("[modle]\n", r"no setting modle.*Did you mean 'model'\?"),
         ('[model]\nd_model = "wide"\n', "model.d_model: .*integer.*got 'wide'"),
         ("model = 3\n", "model: .*got 3"),
-        ('[model.letters]\nm = "mamba"\n', "model.letters.m: .*got 'mamba'"),
+        ("[model.letters]\nm = 3\n", "model.letters.m: .*got 3"),
         ('[model]\npattern = "q"\n', "pattern 'q' uses q, defined letters are m, s"),
     ],
 )
@@ -191,3 +213,8 @@ def test_the_presets_are_valid_toml_with_known_tables():
     for name in preset_names():
         tables = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
         assert set(tables) <= {"model", "data", "objective", "training"}
+
+
+def test_packing_and_a_sampler_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"place of a sampler.*tiled"):
+        RunConfig().override(["data.packing=true", "data.sampler=tiled"])

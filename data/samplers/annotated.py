@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,6 +50,8 @@ class AnnotatedSampler(Sampler):
         ConfigError: there is no annotation, or a number is out of range.
         GenomeError: no such split, no admissible window in it, or no feature of a type.
     """
+
+    files: ClassVar[tuple[str, ...]] = ("annotation",)
 
     def __init__(
         self,

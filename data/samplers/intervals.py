@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class IntervalsSampler(Sampler):
         ConfigError: a number or `place` is out of range.
         GenomeError: no such split, a row lies outside of the genome, or there is no window.
     """
+
+    files: ClassVar[tuple[str, ...]] = ("bed",)
 
     def __init__(
         self,

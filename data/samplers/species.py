@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
 from dnassm.data.interval import Interval
@@ -45,6 +45,8 @@ class SpeciesSampler(Sampler):
         ConfigError: a number is out of range, or a contig has no species.
         GenomeError: no such split, or no admissible window in it.
     """
+
+    files: ClassVar[tuple[str, ...]] = ("species",)
 
     def __init__(
         self,

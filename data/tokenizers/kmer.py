@@ -52,7 +52,7 @@ class KmerTokenizer(Tokenizer):
         if not isinstance(overlap, bool):
             raise ConfigError(f"overlap: expected true or false, got {overlap!r}")
         self.k = k
-        self.overlap = overlap
+        self.overlapping = overlap
         self.bases_per_token = 1 if overlap else k
         self.bases_of_word = k
         self.vocab = _vocabulary(k)
@@ -96,27 +96,34 @@ class KmerTokenizer(Tokenizer):
         Overlapping, an N reads as N, and so do the k - 1 bases before it.
         """
         texts = [self.vocab[token] for token in self._checked(tokens)]
-        if self.overlap:
+        if self.overlapping:
             return "".join(text if text.startswith("[") else text[0] for text in texts)
         return "".join(texts)
 
     def told(self) -> Tokens:
         """(V,) bases that a token tells; overlapping, the shorter last words tell none."""
-        told = super().told()
-        return (told == self.k).astype(np.int64) if self.overlap else told
+        sizes = np.arange(self.k, 0, -1)
+        told = np.repeat(sizes, 4**sizes)
+        if self.overlapping:
+            told = (told == self.k).astype(np.int64)
+        return np.concatenate([told, np.zeros(len(self.ignore_ids), dtype=np.int64)])
+
+    def words(self) -> Tokens:
+        """Ids of the words of k bases."""
+        return np.arange(4**self.k)
 
     def settings(self) -> dict[str, Any]:
         """k, and whether words overlap."""
-        return {"k": self.k, "overlap": self.overlap}
+        return {"k": self.k, "overlap": self.overlapping}
 
     def _words(self, bases: Codes) -> Codes:
         """Bases (..., L) as words (..., L or ceil(L / k), k), filled with PAD at the end."""
         length = bases.shape[-1]
-        missing = self.k - 1 if self.overlap else -length % self.k
+        missing = self.k - 1 if self.overlapping else -length % self.k
         if missing:
             tail = np.full((*bases.shape[:-1], missing), PAD, dtype=np.uint8)
             bases = np.concatenate([bases, tail], axis=-1)
-        if not self.overlap:
+        if not self.overlapping:
             return bases.reshape(*bases.shape[:-1], bases.shape[-1] // self.k, self.k)
         if not length:
             return np.zeros((*bases.shape[:-1], 0, self.k), dtype=np.uint8)

@@ -79,7 +79,7 @@ def embed(
         sequences: letters, or name -> letters.
         genome: the store that `intervals` lie in.
         intervals: 0-based, half-open; each is read on its own strand.
-        pool: "mean", "last" or "max", several joined by "+", or "none" for one vector per token.
+        pool: "mean", "last" or "max", several joined by "+", or "none" for one vector per base.
         layer: 0 = token embedding, i = output of block i, None = after the last norm.
         strand: "both" takes the mean with the embedding of the reverse complement.
         batch_size: sequences per forward pass; no other number of them changes the result.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Codes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
 Report = Callable[[float], None]
 Strands = Literal["plus", "both"]
 
@@ -37,7 +38,7 @@ class EmbedOptions:
 
     Attributes:
         pool: "mean", "last" or "max" over the tokens of a sequence, several joined by "+" to put
-            them side by side, or "none" for one vector per token.
+            them side by side, or "none" for one vector per base.
         layer: 0 for the token embedding, i for the output of block i, None for the end of the
             model, after its last norm.
         strand: "plus" reads every sequence as it is given; "both" also reads its reverse complement
@@ -119,7 +120,7 @@ class Embedder:
         out = np.empty((len(lengths), width), dtype=np.float32)
         done = _Counter(report)
         with self._inference():
-            for rows in batches(lengths, self.options.batch_size, mixed=self.model.causal):
+            for rows in self._batches(lengths):
                 codes = [fetch(i) for i in rows]
                 out[rows] = self._pool_batch(codes, done)
         return out
@@ -131,7 +132,10 @@ class Embedder:
         *,
         report: Report | None = None,
     ) -> Floats:
-        """Embed sequences of one length L as one vector per token: (n, L, D) float32.
+        """Embed sequences of one length L as one vector per base: (n, L, D) float32.
+
+        A base gets the vector of the token that holds it, so the bases of one token share theirs;
+        where words overlap it is the one that begins with the base.
 
         Raises:
             ShapeError: the sequences are not all of one length.
@@ -141,17 +145,23 @@ class Embedder:
                 f"pool 'none' needs sequences of one length, got {min(lengths)} and {max(lengths)} "
                 "bases; cut windows of equal size, or pool"
             )
-        L = lengths[0] // self.tokenizer.bases_per_token
-        out = np.empty((len(lengths), L, self.model.config.d_model), dtype=np.float32)
+        shape = (len(lengths), lengths[0], self.model.config.d_model)
+        out = np.empty(shape, dtype=np.float32)
         done = _Counter(report)
         with self._inference():
-            for rows in batches(lengths, self.options.batch_size, mixed=self.model.causal):
+            for rows in self._batches(lengths):
                 codes = [fetch(i) for i in rows]
-                for start, hidden_BLD, _ in self._forward(codes, done):
-                    out[rows, start : start + hidden_BLD.shape[1]] = hidden_BLD.cpu().numpy()
+                for row, bases, vectors in self._spread(codes, done):
+                    out[rows[row], bases] = vectors
                 if self.options.strand == "both":
                     self._add_reverse(out, rows, codes, done)
         return out
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of each batch; a model that sees padding gets rows of one number of tokens."""
+        alike = self.model.causal or self.tokenizer.fixed_size
+        size = self.options.batch_size if alike else 1
+        return batches(lengths, size, mixed=self.model.causal)
 
     def _pool_batch(self, codes: Sequence[Codes], done: _Counter) -> Floats:
         pooled = self._pool_strand(codes, done)
@@ -162,28 +172,45 @@ class Embedder:
 
     def _pool_strand(self, codes: Sequence[Codes], done: _Counter) -> Tensor:
         running = RunningPool(self.options.pools)
-        for _, hidden_BLD, real_BL in self._forward(codes, done):
+        for _, hidden_BLD, real_BL in self._forward(codes, self._encoded(codes), done):
             running.add(hidden_BLD, real_BL)
         return running.result()
 
     def _add_reverse(
         self, out: Floats, rows: list[int], codes: Sequence[Codes], done: _Counter
     ) -> None:
-        """Average with the reverse strand: its token i stands for our token L - 1 - i."""
+        """Average with the reverse strand: its base i is our base L - 1 - i."""
         L = out.shape[1]
         reverse = [reverse_complement(c) for c in codes]
-        for start, hidden_BLD, _ in self._forward(reverse, done):
-            end = start + hidden_BLD.shape[1]
-            out[rows, L - end : L - start] += hidden_BLD.flip(1).cpu().numpy()
+        for row, bases, vectors in self._spread(reverse, done):
+            out[rows[row], L - bases.stop : L - bases.start] += vectors[::-1]
         out[rows] /= 2
 
-    def _forward(
+    def _spread(
         self, codes: Sequence[Codes], done: _Counter
+    ) -> Iterator[tuple[int, slice, Floats]]:
+        """Yield (row of the batch, its next bases, their vectors) chunk by chunk."""
+        tokens = self._encoded(codes)
+        token_of_base = [self._token_of_base(*row) for row in zip(codes, tokens, strict=True)]
+        for start, hidden_BLD, _ in self._forward(codes, tokens, done):
+            hidden = hidden_BLD.cpu().numpy()
+            for row, token_L in enumerate(token_of_base):
+                first, stop = np.searchsorted(token_L, [start, start + hidden.shape[1]]).tolist()
+                yield row, slice(first, stop), hidden[row, token_L[first:stop] - start]
+
+    def _token_of_base(self, codes: Codes, tokens: Tokens) -> Tokens:
+        """Index (L,) of the token of each base: the last that begins with it or before it."""
+        starts = self.tokenizer.spans(tokens, codes.size)[:, 0]
+        return np.searchsorted(starts, np.arange(codes.size), side="right") - 1
+
+    def _encoded(self, codes: Sequence[Codes]) -> list[Tokens]:
+        return [self.tokenizer.encode_codes(c) for c in codes]
+
+    def _forward(
+        self, codes: Sequence[Codes], tokens: Sequence[Tokens], done: _Counter
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (position of the first token, hidden (B, L, D), real (B, L)) chunk by chunk."""
-        tokens_BL, real_BL = pad_tokens(
-            [self.tokenizer.encode_codes(c) for c in codes], self.tokenizer.pad_id
-        )
+        tokens_BL, real_BL = pad_tokens(tokens, self.tokenizer.pad_id)
         B, L = tokens_BL.shape
         step = max(_SHORTEST_CHUNK, self.chunk_tokens // B) if self.streams else L
         state = None
@@ -193,7 +220,9 @@ class Embedder:
                 tokens_BL[:, cut].to(self.device), state, layer=self.options.layer
             )
             yield start, hidden_BLD, real_BL[:, cut].to(self.device)
-            done.add(int(real_BL[:, cut].sum()) * self.tokenizer.bases_per_token)
+            shares = (real_BL[:, : start + step].sum(1) / real_BL.sum(1)).tolist()
+            done.to(sum(round(c.size * share) for c, share in zip(codes, shares, strict=True)))
+        done.next()
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
@@ -216,13 +245,20 @@ class _Counter:
     """Adds up the bases done and tells who wants to know."""
 
     def __init__(self, report: Report | None) -> None:
-        self.total = 0
+        self.before = 0
+        """Bases of the batches that are done."""
+        self.here = 0
         self.report = report
 
-    def add(self, bases: int) -> None:
-        self.total += bases
+    def to(self, bases: int) -> None:
+        """So many bases of this batch are done."""
+        self.here = bases
         if self.report is not None:
-            self.report(self.total)
+            self.report(self.before + bases)
+
+    def next(self) -> None:
+        """The next batch begins."""
+        self.before += self.here
 
 
 def check_layer(model: DNAModel, layer: int | None) -> None:

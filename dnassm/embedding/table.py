@@ -45,7 +45,7 @@ class Embeddings:
     """Vectors and what they stand for.
 
     Attributes:
-        values: (n, D) float32, one vector per row, or (n, L, D), one per token of a row.
+        values: (n, D) float32, one vector per row, or (n, L, D), one per base of a row.
         rows: n coordinates with name, label and split.
         provenance: run, genome, pooling, layer, strand and version that made them; flat.
     """
@@ -78,7 +78,7 @@ class Embeddings:
         Raises:
             ConfigError: no format has this suffix.
             ArtifactError: a file exists and `force` is not given, or the disk is full.
-            ShapeError: one vector per token asks for .npy.
+            ShapeError: one vector per base asks for .npy.
         """
         form = check_output(Path(out), force=force, per_base=self.values.ndim == 3)
         form.write(self, Path(out))
@@ -89,7 +89,7 @@ class Format(abc.ABC):
     """One file format of embeddings. One format = one file of dnassm/embedding/formats."""
 
     per_base: bool = False
-    """Whether it holds one vector per token as well."""
+    """Whether it holds one vector per base as well."""
 
     @abc.abstractmethod
     def write(self, embeddings: Embeddings, out: Path) -> None:
@@ -117,13 +117,13 @@ def check_output(
     Args:
         out: file to write.
         force: whether files that exist may be replaced.
-        per_base: whether there will be one vector per token.
+        per_base: whether there will be one vector per base.
         inputs: files that are being read and must not be replaced, whatever `force` says.
 
     Raises:
         ConfigError: no format has this suffix.
         ArtifactError: a file to write exists already or is an input.
-        ShapeError: the format does not hold one vector per token.
+        ShapeError: the format does not hold one vector per base.
         MissingExtraError: the library for the format is not installed.
     """
     suffix = out.suffix.removeprefix(".")

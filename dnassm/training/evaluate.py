@@ -18,7 +18,7 @@ from dnassm.data.batch import Batch
 from dnassm.data.samplers.tiled import TiledSampler
 from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer
-from dnassm.data.windows import WindowDataset, make_loader
+from dnassm.data.windows import WindowDataset, make_loader, window_bases
 from dnassm.errors import GenomeError
 from dnassm.model import DNAModel
 from dnassm.runs import Run
@@ -115,11 +115,13 @@ def bits_per_base(
     windows: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[float, int]:
-    """Mean -log2 p(base) over the windows of a split that tile it without overlap.
+    """Bits that the targets cost, over the bases that they tell; windows tile the split.
 
     p is a softmax over the whole vocabulary, special tokens included: a model that knows nothing
-    pays log2 V, not 2 bits. Every base counts that the objective predicts, and each as much as
-    every other, soft-masked or not: with next-token, all but the first of each window.
+    pays log2 V for a token. Every base counts that the objective predicts, and each as much as
+    every other, soft-masked or not: with next-token, all but those of the first token of a window.
+    A token of several bases tells all of them. An overlapping word tells one, what it shares with
+    the word before is known; the shorter words at the end of a window tell none and do not count.
 
     Args:
         model: in evaluation mode.
@@ -137,26 +139,29 @@ def bits_per_base(
     device = next(model.parameters()).device
     low = uses_bfloat16(config.training.precision, device)
     generator = torch.Generator().manual_seed(0)
-    nats, count, read = 0.0, 0, 0
+    told = torch.from_numpy(tokenizer.told()).to(device)
+    nats, bases, read = 0.0, 0, 0
     for batch in _tiles(tokenizer, config.data.length, store, split=split, windows=windows):
         here = batch.each(lambda tensor: tensor.to(device))
         inputs, targets, _ = objective.prepare_held_out(here, generator)
-        counted = int((targets != IGNORED).sum())
+        bases_BL = told[targets.clamp(min=0)].masked_fill(targets == IGNORED, 0)
+        targets = targets.masked_fill(bases_BL == 0, IGNORED)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             logits, _ = model(inputs)
-        nats += float(token_loss(logits, targets)) * counted
-        count, read = count + counted, read + inputs.numel()
+        nats += float(token_loss(logits, targets)) * int((targets != IGNORED).sum())
+        bases, read = bases + int(bases_BL.sum()), read + inputs.numel()
         if progress is not None:
             progress.update(read)
-    return nats / max(count, 1) / math.log(2), count
+    return nats / max(bases, 1) / math.log(2), bases
 
 
 def _tiles(
     tokenizer: Tokenizer, length: int, store: GenomeStore, *, split: str, windows: int | None
 ) -> Iterator[Batch]:
     """Batches of windows that tile a split, or of `windows` of them, spread evenly."""
-    length = min(length, max(len(interval) for interval in store.splits[split]))
-    sampler = TiledSampler(store, split=split, length=length, keep_partial=True)
+    longest = max(len(interval) for interval in store.splits[split])
+    bases = min(window_bases(tokenizer, length, store, split=split), longest)
+    sampler = TiledSampler(store, split=split, length=bases, keep_partial=True)
     dataset = WindowDataset(store, tokenizer, sampler, seed=0)
     batch_size = max(1, min(_MOST_WINDOWS, _MOST_TOKENS // length))
     if windows is None or windows >= len(dataset):

@@ -76,7 +76,7 @@ def start_folder(job: Job, *, force: bool) -> None:
         command="pretrain",
         config={**config, "minutes": job.minutes},
         seed=job.config.training.seed,
-        inputs={str(job.genome.path): job.genome.digest},
+        inputs=job.inputs,
     )
 
 
@@ -84,7 +84,7 @@ def resume_job(job: Job) -> Job:
     """The job as the run in ``job.out`` was started; what is asked for now must agree with it.
 
     Raises:
-        ArtifactError: no run, a damaged one, or one of another genome.
+        ArtifactError: no run, a damaged one, or one of another genome or of other files.
         ConfigError: a setting differs.
     """
     stored = stored_config(job.out)
@@ -92,7 +92,7 @@ def resume_job(job: Job) -> Job:
     if job.genome.digest not in record["inputs"].values():
         raise ArtifactError(
             f"{job.out} was trained on another genome than {job.genome.path}; resume with "
-            f"{' or '.join(record['inputs']) or 'the one in run.json'}"
+            f"{next(iter(record['inputs']), 'the one in run.json')}"
         )
     problems = differences(stored, job.config)
     minutes = record["config"].get("minutes", job.minutes)  # older runs did not write it down
@@ -103,6 +103,12 @@ def resume_job(job: Job) -> Job:
             f"{job.out} was started with {'; '.join(problems)}. --resume changes nothing: leave "
             "the option out, or start a new run with another --out or --force"
         )
+    for path, digest in list(job.inputs.items())[1:]:
+        if record["inputs"].get(path) != digest:
+            raise ArtifactError(
+                f"{path} has changed since the run {job.out} began: its batches would be others; "
+                "restore it, or start a new run with another --out or --force"
+            )
     data = stored.data.model_copy(update={"workers": job.config.data.workers})
     return dataclasses.replace(
         job, config=stored.model_copy(update={"data": data}), minutes=minutes

@@ -17,12 +17,13 @@ tags: [dna, genomics, state-space-model]
 # {name}
 
 {parameters:,} parameters, blocks `{pattern}`, width {width}, trained to predict the
-{objective} base.
+{objective} token.
 
 | | |
 |---|---|
 | genome | {contigs} contigs, {bases:,} bases, digest `{digest}` |
-| window | {length:,} bases, reverse complements with probability {rc} |
+| tokenizer | {tokenizer} |
+| rows | {length:,} tokens, {sampler}, reverse complements with probability {rc} |
 | seen | {tokens:,} tokens in {steps:,} steps |
 
 ```python
@@ -48,7 +49,9 @@ def write_model_card(
         contigs=len(genome.contigs),
         bases=sum(genome.lengths.values()),
         digest=genome.digest[:16],
+        tokenizer=config.data.tokenizer.name,
         length=config.data.length,
+        sampler=config.data.sampler.name if config.data.packing is None else "packed",
         rc=config.data.rc_probability,
         tokens=progress.tokens,
         steps=progress.step,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dnassm.console import Progress as ProgressBar
 from dnassm.data.batch import Batch
-from dnassm.data.sampler import SAMPLERS
+from dnassm.data.packing import PackedDataset
 from dnassm.data.windows import WindowDataset, make_loader
 from dnassm.errors import ConfigError, Interrupted
 from dnassm.training.checkpoint import (
@@ -33,6 +33,7 @@ from dnassm.training.learner import Learner
 from dnassm.training.metrics_log import MetricsLog, TensorBoardLog
 from dnassm.training.model_card import write_model_card
 from dnassm.training.optimizer import learning_rate
+from dnassm.training.rows import training_rows
 
 
 class Trainer:
@@ -46,7 +47,7 @@ class Trainer:
     def __init__(self, fabric: Fabric, job: Job) -> None:
         self.fabric, self.job, self.training = fabric, job, job.config.training
         self.learner = Learner(fabric, job.config, job.tokenizer)
-        self.dataset = self._windows()
+        self.dataset = self._rows()
         self.held_out = held_out_split(job.genome)
         self.progress = Progress()
         self._losses: list[Tensor] = []
@@ -58,6 +59,7 @@ class Trainer:
         """Training time that all processes agree on: the learning rate may follow it."""
         self._row_began = (0, 0.0)
         """Tokens and seconds at the last row."""
+        self._unit = "bits/base" if job.tokenizer.told().max() == 1 else "bits/token"
 
     def restore(self) -> None:
         """Take up the newest checkpoint; without one the run starts at its beginning.
@@ -95,24 +97,14 @@ class Trainer:
                     self._interrupt()
         self._finish()
 
-    def _windows(self) -> WindowDataset:
-        data, world = self.job.config.data, self.fabric.world_size
+    def _rows(self) -> WindowDataset | PackedDataset:
+        job, world = self.job, self.fabric.world_size
         if self.training.batch_size % world:
             raise ConfigError(
                 f"training.batch_size={self.training.batch_size} must be a multiple of {world} "
                 "devices; change it or --devices"
             )
-        sampler_class: Any = SAMPLERS[data.sampler]
-        sampler = sampler_class(
-            self.job.genome, split="train", length=data.length, rc_probability=data.rc_probability
-        )
-        return WindowDataset(
-            self.job.genome,
-            self.job.tokenizer,
-            sampler,
-            seed=self.training.seed,
-            soft_masked_weight=data.soft_masked_weight,
-        )
+        return training_rows(job.config.data, job.tokenizer, job.genome, seed=self.training.seed)
 
     def _batches(self) -> Iterator[Batch]:
         loader = make_loader(
@@ -206,7 +198,7 @@ class Trainer:
         }
         in_first_process(self.fabric, lambda: [log.write(row) for log in self._logs])
         self._losses, self._row_began = [], (progress.tokens, progress.seconds)
-        facts = {"bits/base": f"{bits:.3f}"}
+        facts = {self._unit: f"{bits:.3f}"}
         if valid is not None:
             facts["held-out"] = f"{valid:.3f}"
         bar.total = self._expected_tokens()

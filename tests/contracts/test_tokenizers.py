@@ -23,6 +23,7 @@ SETTINGS = {
 }
 VARIANTS = [(name, settings) for name in NAMES for settings in SETTINGS.get(name, [{}])]
 """Every registered name with the settings that the laws are shown with; none unless named."""
+TOKENIZERS["kmer"](k=8)  # its vocabulary is made once, here, not in the first example's time
 dna = st.text("ACGT", max_size=200)
 wild = st.text("ACGTNURYSWKMBDHVacgtnuryswkmbdhv", max_size=200)
 unknown_letters = st.characters(blacklist_characters="ACGTNURYSWKMBDHVacgtnuryswkmbdhv")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dnassm.config import ModelConfig
-from dnassm.data.alphabet import encode_ascii
+from dnassm.data.alphabet import encode_ascii, reverse_complement
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.embedding import Embedder, EmbedOptions, embed
 from dnassm.embedding.embedder import batches
@@ -261,3 +261,75 @@ def test_a_fasta_record_is_named_by_its_first_word(tmp_path):
 def test_a_wrong_window_is_refused(text):
     with pytest.raises(ConfigError, match="SIZE:STEP"):
         parse_windows(text)
+
+
+# Tokens of several bases
+
+TOKENIZERS_OF_WORDS = {
+    "kmer": ("kmer", {"k": 3}),
+    "overlapping": ("kmer", {"k": 3, "overlap": True}),
+    "bpe": ("bpe", {"merges": ["A C", "G T", "AC GT", "T T", "A A"]}),
+}
+
+
+@pytest.fixture(params=TOKENIZERS_OF_WORDS)
+def of_words(request):
+    if request.param == "bpe":
+        pytest.importorskip("tokenizers")
+    name, options = TOKENIZERS_OF_WORDS[request.param]
+    tokenizer = TOKENIZERS[name](**options)
+
+    def make(*, bidirectional=False, **options):
+        torch.manual_seed(3)
+        config = ModelConfig(
+            d_model=16, pattern="ms", bidirectional=bidirectional, vocab_size=tokenizer.vocab_size
+        )
+        model = DNAModel(config).eval()
+        with torch.no_grad():
+            model.embedding.weight.mul_(50)
+        return Embedder(model, tokenizer, EmbedOptions(**options), chunk_tokens=11)
+
+    return make
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_base_has_the_vector_of_the_token_that_holds_it(of_words, bidirectional, monkeypatch):
+    monkeypatch.setattr("dnassm.embedding.embedder._SHORTEST_CHUNK", 8)
+    sequences = [letters(62, seed=n) + "NA" for n in range(3)]
+    codes = [encode_ascii(s.encode()) for s in sequences]
+    made = of_words(pool="none", bidirectional=bidirectional)
+    reported = []
+    got = made.per_base([64] * 3, codes.__getitem__, report=reported.append)
+    assert got.shape == (3, 64, 16)
+    assert reported == sorted(reported)
+    assert reported[-1] == 3 * 64
+    for i, sequence in enumerate(sequences):
+        tokens = made.tokenizer.encode(sequence)
+        hidden = made.model.hidden(torch.from_numpy(tokens)[None])[0][0].detach().numpy()
+        begins = 0
+        for token, vector in zip(tokens, hidden, strict=True):
+            # Overlapping words: each stands for the base that it begins with.
+            size = 1 if made.tokenizer.overlap > 1 else len(made.tokenizer.vocab[token])
+            for base in range(begins, begins + size):
+                np.testing.assert_allclose(got[i, base], vector, **TOL)
+            begins += size
+        assert begins == 64
+
+
+def test_words_of_both_strands_meet_at_their_base(of_words):
+    codes = [encode_ascii(letters(64).encode())]
+    other = [reverse_complement(codes[0])]
+    both = of_words(pool="none", strand="both").per_base([64], codes.__getitem__)
+    plus = of_words(pool="none")
+    there, back = (plus.per_base([64], c.__getitem__) for c in (codes, other))
+    np.testing.assert_allclose(both, (there + back[:, ::-1]) / 2, **TOL)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_words_are_pooled_over_tokens_whatever_the_batch(of_words, bidirectional):
+    made = of_words(pool="mean", bidirectional=bidirectional)
+    together = made.pooled(LENGTHS, CODES.__getitem__)
+    for i, sequence in enumerate(SEQUENCES):
+        tokens = torch.from_numpy(made.tokenizer.encode(sequence))[None]
+        hidden = made.model.hidden(tokens)[0][0].detach().numpy()
+        np.testing.assert_allclose(together[i], hidden.mean(0), **TOL)

@@ -143,3 +143,92 @@ def test_a_masked_model_of_random_sequence_cannot_get_below_two_bits(tmp_path):
     config = RunConfig().override(["objective.name=masked", "data.length=64"])
     value, _ = bits_per_base(Bigram(copying).eval(), SINGLE, config, store, split="test")
     assert value == pytest.approx(2.0, abs=1e-6)
+
+
+# Tokens of several bases
+
+
+def measure_words(store, tokenizer, model: nn.Module, *settings: str):
+    config = RunConfig().override(["data.length=32", *settings])
+    return bits_per_base(model.eval(), tokenizer, config, store, split="test")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A random genome without unknown bases, half of it held out."""
+    folder = tmp_path_factory.mktemp("plain")
+    letters = np.random.default_rng(5).choice(list("ACGT"), 4000)
+    (folder / "g.fa").write_text(">a\n" + "".join(letters) + "\n")
+    return build_store([folder / "g.fa"], folder / "store", split="halves")
+
+
+def test_words_side_by_side_tell_all_of_their_bases(plain):
+    kmer = TOKENIZERS["kmer"](k=3)
+    table = torch.full((kmer.vocab_size, kmer.vocab_size), -torch.inf)
+    table[:, : 4**3 + 4**2] = 0.0  # whole words, and those of two bases at an end
+    value, bases = measure_words(plain, kmer, Bigram(table))
+    # 2000 bases in windows of 96, the first word of each has nothing before it; the last has 80.
+    assert bases == 20 * 93 + 77
+    words = 20 * 31 + 26
+    assert value == pytest.approx(words * math.log2(80) / bases, rel=1e-5)
+
+
+def test_overlapping_words_tell_one_base_each(plain):
+    kmer = TOKENIZERS["kmer"](k=3, overlap=True)
+    table = torch.full((kmer.vocab_size, kmer.vocab_size), -torch.inf)
+    table[:, 4**3 : -3] = -30.0  # the shorter words at the ends; they do not count
+    for word, after in itertools.product(range(4**3), range(4)):
+        table[word, word % 16 * 4 + after] = 0.0
+    value, bases = measure_words(plain, kmer, Bigram(table))
+    assert value == pytest.approx(2.0, abs=1e-5)
+    # Windows of 34 bases: 32 words, of which the first is no target; 2000 = 58 * 34 + 28.
+    assert bases == 58 * 31 + 25
+
+
+def test_byte_pairs_pay_for_the_bases_that_they_have(plain):
+    pytest.importorskip("tokenizers")
+    pairs = TOKENIZERS["bpe"](merges=["A C", "G T", "AC GT", "T T"])
+    know_nothing = Bigram(torch.zeros(pairs.vocab_size, pairs.vocab_size))
+    value, bases = measure_words(plain, pairs, know_nothing)
+    length = evaluate.window_bases(pairs, 32, plain, split="test")
+    codes = plain.fetch(plain.splits["test"][0])
+    tiles = [pairs.encode_codes(codes[at : at + length]) for at in range(0, len(codes), length)]
+    assert bases == sum(len(pairs.decode(tokens[1:])) for tokens in tiles)
+    cost = sum(len(tokens) - 1 for tokens in tiles) * math.log2(pairs.vocab_size)
+    assert value == pytest.approx(cost / bases, rel=1e-5)
+
+
+class Speller(nn.Module):
+    """Knows of a hidden overlapping word what the visible ones show of its bases."""
+
+    def __init__(self, tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens, state=None):
+        k, size = self.tokenizer.k, self.tokenizer.vocab_size
+        logits = torch.full((*tokens.shape, size), -torch.inf)
+        for row, ids in enumerate(tokens.tolist()):
+            letters: dict[int, str] = {}
+            for at, token in enumerate(ids):
+                text = self.tokenizer.vocab[token]
+                if text[0] != "[":
+                    letters |= {at + i: letter for i, letter in enumerate(text)}
+            for at, word in itertools.product(range(len(ids)), range(4**k)):
+                text = self.tokenizer.vocab[word]
+                if all(letters.get(at + i, letter) == letter for i, letter in enumerate(text)):
+                    logits[row, at, word] = 0.0
+        return logits, None
+
+
+def test_masked_overlapping_words_of_random_sequence_cost_two_bits_a_base(tmp_path):
+    letters = np.random.default_rng(6).choice(list("ACGT"), 600)
+    (tmp_path / "g.fa").write_text(">a\n" + "".join(letters) + "\n")
+    store = build_store([tmp_path / "g.fa"], tmp_path / "store", split="halves")
+    kmer = TOKENIZERS["kmer"](k=2, overlap=True)
+    value, bases = measure_words(
+        store, kmer, Speller(kmer), "objective.name=masked", "objective.mask_ratio=0.3"
+    )
+    assert bases > 20
+    assert value == pytest.approx(2.0, abs=1e-6)

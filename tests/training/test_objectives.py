@@ -69,6 +69,76 @@ def test_masked_chooses_its_share_and_shows_it_80_10_10(ratio):
         assert abs(float(share.float().mean()) - expected) < 5 * sigma
 
 
+WORDS = {
+    "side by side": TOKENIZERS["kmer"](k=3),
+    "overlapping": TOKENIZERS["kmer"](k=3, overlap=True),
+}
+
+
+def sequences(tokenizer, rows: int, bases: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bases (B, L) with few N, as numbers 0..4, and their tokens."""
+    numbers = torch.randint(4, (rows, bases), generator=generator(7))
+    numbers[torch.rand(rows, bases, generator=generator(8)) < 0.01] = 4
+    return numbers, torch.from_numpy(tokenizer.encode_codes(numbers.numpy().astype("u1")))
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_a_random_word_is_one_of_the_words_that_a_sequence_has_inside(kind):
+    tokenizer = WORDS[kind]
+    _, given = sequences(tokenizer, 16, 3000)
+    masked = TASKS["masked"](ObjectiveConfig(name="masked"), tokenizer)
+    inputs, targets, _ = masked.prepare(Batch(given), generator())
+    changed = (inputs != given) & (inputs != tokenizer.mask_id)
+    assert changed.sum() > 100
+    assert (targets[changed] != IGNORED).all()
+    assert (inputs[changed] < 4**3).all()
+    share = (targets != IGNORED).float().mean()
+    # Of overlapping words some are chosen twice, and those with an N are left out.
+    assert 0.12 < share < 0.155
+
+
+def test_overlapping_words_of_a_hidden_base_share_one_fate():
+    tokenizer = WORDS["overlapping"]
+    _, given = sequences(tokenizer, 8, 2000)
+    masked = TASKS["masked"](ObjectiveConfig(name="masked", mask_ratio=0.02), tokenizer)
+    inputs, targets, _ = masked.prepare(Batch(given), generator())
+    runs = 0
+    for row in range(8):
+        counted = (targets[row] != IGNORED).tolist()
+        starts = [t for t in range(1, 1990) if counted[t] and not counted[t - 1]]
+        for start in starts:
+            stop = next(t for t in range(start, 2000) if not counted[t])
+            if stop - start != 3:
+                continue  # cut short by an N, or several bases in a row
+            hidden = inputs[row, start:stop] == tokenizer.mask_id
+            assert hidden.all() or not hidden.any()
+            runs += 1
+    assert runs > 50
+
+
+def test_a_measured_overlapping_word_cannot_be_spelt_from_its_neighbours():
+    """What the visible words say of each hidden word is all of it but its first base."""
+    tokenizer = WORDS["overlapping"]
+    bases, given = sequences(tokenizer, 4, 400)
+    masked = TASKS["masked"](ObjectiveConfig(name="masked"), tokenizer)
+    inputs, targets, _ = masked.prepare_held_out(Batch(given), generator())
+    told = 0
+    for row in range(4):
+        visible = {
+            base
+            for t in range(400)
+            if inputs[row, t] != tokenizer.mask_id and given[row, t] not in tokenizer.ignore_ids
+            for base in range(t, min(t + 3, 400))
+        }
+        for t in torch.nonzero(targets[row] != IGNORED).flatten().tolist():
+            assert t not in visible
+            if t < 398:
+                word = "".join("ACGT"[base] for base in bases[row, t : t + 3].tolist())
+                assert tokenizer.vocab[targets[row, t]] == word
+                told += {t + 1, t + 2} <= visible  # but where an N hides them
+    assert told > 40
+
+
 def test_no_target_of_a_measurement_can_be_seen():
     inputs, targets, _ = objective("masked").prepare_held_out(Batch(tokens(8, 256)), generator())
     assert (inputs[targets != IGNORED] == SINGLE.mask_id).all()

@@ -19,6 +19,13 @@ pytestmark = pytest.mark.slow
 OBJECTIVES = {
     "next": (),
     "masked": ("objective.name=masked", "model.bidirectional=true", "training.seed=7"),
+    "packed": (
+        "objective.name=next",
+        "data.tokenizer=kmer",
+        "data.tokenizer.options.k=2",
+        "data.packing=true",
+        "data.soft_masked_weight=0.1",
+    ),
 }
 
 
