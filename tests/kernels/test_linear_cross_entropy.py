@@ -217,13 +217,15 @@ def test_logits_beyond_the_range_of_exp_are_taken(backend):
 @pytest.mark.parametrize("backend", FAST)
 def test_the_mean_over_many_tokens_keeps_its_gradient_in_float16(backend):
     """1 / tokens times p - 1 would be rounded to nothing before the sum over tokens."""
-    case = Case(leading=(20000,), width=8, ignored=0.0)
+    case = Case(leading=(500,), ignored=0.0)
     inputs = case.inputs(torch.float16)
-    got, _ = run(inputs, case, backend, torch.ones(()))
+    inputs["weight"] = inputs["weight"].float()
+    got, given = run(inputs, case, backend, torch.tensor(1e-4))
     exact = {name: tensor.double() for name, tensor in inputs.items()}
-    want, _ = run(exact, case, "reference", torch.ones(()))
-    error = (got["dweight"].double() - want["dweight"]).abs().max()
-    assert error < 2e-3 * want["dweight"].abs().max()
+    want, _ = run(exact, case, "reference", given)
+    assert_near(
+        {"dweight": got["dweight"]}, {"dweight": want["dweight"]}, cases.TOLERANCES[torch.float16]
+    )
 
 
 FINITE = ["bias", "weights", "weights, none", "smoothing", "three axes"]
@@ -255,14 +257,14 @@ def test_a_second_derivative_is_refused():
 
 @pytest.mark.parametrize("backend", NAMES)
 def test_a_token_alone_is_that_token_in_its_batch(backend):
-    case = Case(leading=(3, 300), reduction="none", bias=True, ignored=0.0)
+    case = Case(leading=(3, 100), reduction="none", bias=True, ignored=0.0)
     inputs, options = case.inputs(torch.float32), case.options()
     whole, given = run(inputs, case, backend)
-    one = {**inputs, "hidden": inputs["hidden"][1:2, 255:256]}
-    targets = options["targets"][1:2, 255:256]
-    alone, _ = run(one, case, backend, given[1:2, 255:256], targets=targets)
+    one = {**inputs, "hidden": inputs["hidden"][1:2, 55:56]}
+    targets = options["targets"][1:2, 55:56]
+    alone, _ = run(one, case, backend, given[1:2, 55:56], targets=targets)
     for name in ("loss", "dhidden"):
-        row = whole[name][1:2, 255:256]
+        row = whole[name][1:2, 55:56]
         if backend == "triton" and name == "loss":
             assert torch.equal(alone[name], row)
         # Products of torch sum in another order for one token, and the largest gradient differs.

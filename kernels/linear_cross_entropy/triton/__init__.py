@@ -28,12 +28,13 @@ PRIORITY = 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 128
 """Entries of a vocabulary whose logits lie in the registers of one program."""
-_TOKENS = {2: 128, 4: 64}
-"""Bytes of a number -> tokens of a tile."""
-_BLOCK = 64
-"""Channels that are read at once."""
-_PROGRAMS, _SUMS = 512, 1 << 25
-"""Programs of a backward at most, and numbers of their sums for the weight."""
+_TILE = {2: (64, 64), 4: (32, 32)}
+"""Bytes of a number -> tokens of a tile, and channels that are read at once."""
+_PROGRAMS, _SUMS = 6 * 132, 1 << 25
+"""Programs of a backward at most, and numbers of their sums for the weight.
+
+6 is whole waves of 1, 2, 3 or 6 programs on each of 132 SMs.
+"""
 
 
 def supports(call: Loss) -> str | None:
@@ -111,7 +112,7 @@ class _Work:
 
     def __init__(self, call: Loss) -> None:
         rows = call.rows
-        tokens = _TOKENS[rows.dtype.itemsize]
+        tokens, block = _TILE[rows.dtype.itemsize]
         columns = max(16, 1 << (call.vocabulary - 1).bit_length())
         self.tiles = -(-rows.shape[0] // tokens)
         self.arguments = (
@@ -130,6 +131,6 @@ class _Work:
         self.constants = {
             "tokens": tokens,
             "columns": columns,
-            "block": _BLOCK,
+            "block": block,
             "num_warps": 4 if columns <= 32 else 8,
         }

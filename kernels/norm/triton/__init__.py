@@ -28,8 +28,11 @@ _TILE = 1024
 _WARPS = 4
 _NUMBERS = 512
 """Numbers per warp at most, 16 per thread: more would not stay in registers in the backward."""
-_PROGRAMS = 1024
-"""Programs of a backward at most, each with its own sums for weight and bias."""
+_PROGRAMS, _TILES = 28 * 132, 8
+"""Programs of a backward at most, each with sums for weight and bias, and its tiles at least.
+
+28 is whole waves of 7 or 4 programs on each of 132 SMs, and nearly whole ones of 5, 6 or 9.
+"""
 
 
 def supports(call: Norm) -> str | None:
@@ -78,7 +81,7 @@ def forward(call: Norm) -> tuple[Tensor, Tensor | None]:
     if call.residual is not None:
         total = torch.empty(call.x.shape, dtype=call.total_dtype, device=call.x.device)
     _kernels().forward[(work.tiles * call.groups,)](
-        *work.arguments, *_placed(call, call.residual), call.bias, y, total, **work.constants
+        *work.arguments, *_placed(call, call.residual), work.bias, y, total, **work.constants
     )
     return y, total
 
@@ -93,7 +96,7 @@ def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> G
         dresidual = torch.empty(shape, dtype=wanted.residual, device=device)
     if call.gate is not None:
         dgate = torch.empty(shape, dtype=call.gate.dtype, device=device)
-    each = -(-work.tiles // _PROGRAMS)
+    each = max(_TILES, -(-work.tiles // _PROGRAMS))
     programs = -(-work.tiles // each)
     kinds = 1 if call.bias is None else 2
     partial = torch.empty((programs, kinds, call.channels), dtype=torch.float32, device=device)
@@ -127,6 +130,7 @@ class _Work:
         steps = max(1, _TILE // block)
         rows = call.x.numel() // call.channels
         self.tiles = -(-rows // steps)
+        self.bias = None if call.bias is None else call.bias.contiguous()
         self.arguments = (
             *_placed(call, call.x),
             *_placed(call, call.gate),
