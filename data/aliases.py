@@ -65,15 +65,7 @@ def match_contigs(
     """
     wanted = list(dict.fromkeys(names))
     explicit = explicit or {}
-    for name in explicit.values():
-        store.contig(name)
-    found = {name: explicit[name] for name in wanted if name in explicit}
-    rest = [name for name in wanted if name not in found]
-    found |= {name: name for name in rest if name in store.lengths}
-    rest = [name for name in rest if name not in found]
-    if rest:
-        found |= _by_key(rest, [n for n in wanted if n not in explicit], store, source)
-    _check_one_to_one(found, store, source)
+    found = resolve_contigs(wanted, store, explicit=explicit, source=source)
     if wanted and not found:
         raise GenomeError(
             f"{source}: no contig of it is in {store.path}: it has {_first(wanted)}; the genome "
@@ -82,6 +74,32 @@ def match_contigs(
     compared = {name: contig for name, contig in found.items() if name not in explicit}
     _check_lengths(compared, lengths or {}, store, source)
     return ContigMatch(found, tuple(name for name in wanted if name not in found))
+
+
+def resolve_contigs(
+    names: Iterable[str],
+    genome: Genome,
+    *,
+    explicit: Mapping[str, str] | None = None,
+    source: str = "the file",
+) -> dict[str, str]:
+    """Contig of the genome that each name means, by the rule of this module; others are left out.
+
+    Raises:
+        GenomeError: two names mean one contig, or one name could mean two contigs.
+    """
+    wanted = list(dict.fromkeys(names))
+    explicit = explicit or {}
+    for name in explicit.values():
+        genome.contig(name)
+    found = {name: explicit[name] for name in wanted if name in explicit}
+    rest = [name for name in wanted if name not in found]
+    found |= {name: name for name in rest if name in genome.lengths}
+    rest = [name for name in rest if name not in found]
+    if rest:
+        found |= _by_key(rest, [n for n in wanted if n not in explicit], genome, source)
+    _check_one_to_one(found, genome, source)
+    return found
 
 
 def chromosome_key(name: str) -> str:
