@@ -57,10 +57,7 @@ class VariantWindower:
     """
 
     def __init__(self, store: GenomeStore, length: int, *, ends: Ends = "n") -> None:
-        if length < 2:
-            raise ConfigError(f"length of a window: expected at least 2 bases, got {length}")
-        if ends not in ("n", "pad", "drop"):
-            raise ConfigError(f"ends: expected 'n', 'pad' or 'drop', got {ends!r}")
+        check_ends(length, ends)
         self.length = length
         self.ends = ends
         self._sizes = store.lengths
@@ -85,7 +82,7 @@ class VariantWindower:
         for index, variant in enumerate(variants):
             is_single = len(variant.ref) == len(variant.alt) == 1
             if not is_single or not 0 <= variant.position < self._sizes.get(variant.contig, 0):
-                self._check_ref(variant)
+                check_ref(variant, self._reader)
             if (not is_single or self.ends == "drop") and (why := self._refusal(variant)):
                 refused[why] = refused.get(why, 0) + 1
                 continue
@@ -114,20 +111,11 @@ class VariantWindower:
         found = reference[single, half]
         given = "".join(variants[kept[row]].ref for row in single).encode("ascii")
         for row in np.flatnonzero(VCF_LETTER[found] != np.frombuffer(given, dtype=np.uint8))[:1]:
-            self._check_ref(variants[kept[single[row]]])
+            check_ref(variants[kept[single[row]]], self._reader)
         letters = "".join(variants[kept[row]].alt for row in single).encode("ascii")
         codes = ASCII_TO_CODE[np.frombuffer(letters, dtype=np.uint8)]
         alternative[single] = reference[single]
         alternative[single, half] = codes | (found & SOFT_MASK)
-
-    def _check_ref(self, variant: Variant) -> None:
-        end = variant.position + len(variant.ref)
-        found = self._reader.letters(variant.contig, variant.position, end)
-        if found != variant.ref:
-            raise GenomeError(
-                f"variant {variant}: REF is {variant.ref[:60]}, the genome has {found[:60]} there; "
-                "leave out what check_variants calls anything but MATCH"
-            )
 
     def _refusal(self, variant: Variant) -> str | None:
         half = self.length // 2
@@ -151,3 +139,22 @@ class VariantWindower:
         alternative[half + alt :] = span[half + ref : length + ref - alt]
         letters = np.frombuffer(variant.alt.encode("ascii"), dtype=np.uint8)
         alternative[half : half + alt] = ASCII_TO_CODE[letters] | (span[half] & SOFT_MASK)
+
+
+def check_ends(length: int, ends: str) -> None:
+    """Raise ConfigError unless a window may have this length and these ends."""
+    if length < 2:
+        raise ConfigError(f"length of a window: expected at least 2 bases, got {length}")
+    if ends not in ("n", "pad", "drop"):
+        raise ConfigError(f"ends: expected 'n', 'pad' or 'drop', got {ends!r}")
+
+
+def check_ref(variant: Variant, reader: GenomeReader) -> None:
+    """Raise GenomeError unless REF is what the genome has."""
+    end = variant.position + len(variant.ref)
+    found = reader.letters(variant.contig, variant.position, end)
+    if found != variant.ref:
+        raise GenomeError(
+            f"variant {variant}: REF is {variant.ref[:60]}, the genome has {found[:60]} there; "
+            "leave out what check_variants calls anything but MATCH"
+        )

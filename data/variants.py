@@ -1,4 +1,4 @@
-"""Variants of a genome: reading and writing VCF, and checking REF against a genome store.
+"""Variants of a genome: reading VCF and BCF, and writing VCF.
 
 Positions are 0-based inside and 1-based in a VCF. A record with several alternative alleles becomes
 one Variant each. Symbolic alleles, breakends and the ``*`` allele have no sequence that a model
@@ -12,16 +12,10 @@ import gzip
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dnassm.artifact import staged_file
-from dnassm.data.alphabet import decode
-from dnassm.data.interval import Interval
-from dnassm.data.vcf import COLUMNS, TELOMERE, VcfReader, allele_kind, info_fields
-from dnassm.errors import FormatError, GenomeError
-
-if TYPE_CHECKING:
-    from dnassm.data.store import GenomeStore
+from dnassm.data.vcf import COLUMNS, TELOMERE, VcfReader, VcfRecord, allele_kind, info_fields
+from dnassm.errors import FormatError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,18 +68,19 @@ class VariantFile:
 
 
 def read_variants(path: Path | str, *, info: bool = True) -> VariantFile:
-    """Read the variants of a VCF, plain, gzip or bgzip; count the alleles that have no sequence.
+    """Read the variants of a VCF or BCF; count the alleles that have no sequence.
 
     Those are named in `VariantFile.refused`: symbolic alleles, breakends, ``*``, ``.``, and
     alleles with IUPAC letters other than A C G T N; so are all alleles of a record whose REF has
     such letters, or whose POS is 0, before the first base.
 
     Args:
-        path: the file.
+        path: VCF, plain, gzip or bgzip, or BCF.
         info: keep the INFO column; without it `Variant.info` is empty and reading is faster.
 
     Raises:
         ArtifactError: the file is missing or cannot be read.
+        MissingExtraError: BCF without the extra that reads it.
         FormatError: no VCF, or a line that is no record; names file and line.
     """
     reader = VcfReader(path)
@@ -93,9 +88,9 @@ def read_variants(path: Path | str, *, info: bool = True) -> VariantFile:
     refused: Counter[str] = Counter()
     examples: dict[str, tuple[str, int]] = {}
     for record in reader:
-        wrong_ref = allele_kind(record.ref) or (TELOMERE if record.position < 0 else None)
+        wrong_ref = ref_refusal(record)
         for alt in record.alts:
-            if kind := wrong_ref or _kind(alt, reader.path, record.line):
+            if kind := wrong_ref or alt_refusal(alt, reader.path, record.line):
                 refused[kind] += 1
                 examples.setdefault(kind, (record.ref if wrong_ref else alt, record.line))
                 continue
@@ -156,30 +151,17 @@ def write_vcf(
         staging.write_bytes(gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text)
 
 
-def check_reference(variants: Iterable[Variant], store: GenomeStore) -> None:
-    """Compare REF of every variant with the genome; soft mask does not count.
+def ref_refusal(record: VcfRecord) -> str | None:
+    """Why no allele of a record is a sequence in place of another; None where they may be."""
+    return allele_kind(record.ref) or (TELOMERE if record.position < 0 else None)
+
+
+def alt_refusal(alt: str, path: Path, line: int) -> str | None:
+    """What an alternative is instead of a sequence; None for a sequence.
 
     Raises:
-        GenomeError: a contig does not exist, a variant lies past its end, or REF is another
-            sequence than the genome's; names the first such variant.
+        FormatError: nothing that VCF knows; names the file and the line.
     """
-    for variant in variants:
-        length = store.contig(variant.contig).length
-        end = variant.position + len(variant.ref)
-        if end > length:
-            raise GenomeError(
-                f"variant {variant}: ends at {end:,}, past the end of {variant.contig} "
-                f"({length:,} bp); is this the right assembly?"
-            )
-        found = decode(store.fetch(Interval(variant.contig, variant.position, end))).upper()
-        if found != variant.ref:
-            raise GenomeError(
-                f"variant {variant}: REF is {variant.ref}, the genome has {found} there; "
-                "is this the right assembly?"
-            )
-
-
-def _kind(alt: str, path: Path, line: int) -> str | None:
     try:
         return allele_kind(alt)
     except FormatError as error:

@@ -1,7 +1,8 @@
 """Records of a VCF as they stand in the file: header, columns, alleles; no genome needed.
 
-Read from plain, gzip and bgzip text. What a record says in REF and ALT is sorted into sequences,
-which are kept, and alleles without a sequence, which are named by their kind (`allele_kind`).
+Read from plain, gzip and bgzip text, and from BCF by way of the text that it stands for. What a
+record says in REF and ALT is sorted into sequences, which are kept, and alleles without a sequence,
+which are named by their kind (`allele_kind`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dnassm.data.bcf import MAGIC, bcf_lines, is_bcf
 from dnassm.data.lines import read_lines
 from dnassm.errors import FormatError
 
@@ -58,10 +60,11 @@ class VcfRecord(NamedTuple):
 
 
 class VcfReader:
-    """Iterates over the records of a VCF; the header is read when the object is made.
+    """Iterates over the records of a VCF or BCF; the header is read when the object is made.
 
     Raises:
         ArtifactError: the file is missing or cannot be read.
+        MissingExtraError: BCF without the extra that reads it.
         FormatError: no VCF, or, while iterating, a line that is no record; names file, line,
             expected and got.
     """
@@ -71,7 +74,7 @@ class VcfReader:
         self.contigs: dict[str, int | None] = {}
         """Name -> length, as far as ``##contig`` lines say."""
         self.samples: tuple[str, ...] = ()
-        self._lines = read_lines(self.path)
+        self._lines = (bcf_lines if is_bcf(self.path) else read_lines)(self.path)
         self._columns = self._read_header()
 
     def __iter__(self) -> Iterator[VcfRecord]:
@@ -83,9 +86,9 @@ class VcfReader:
     def _read_header(self) -> int:
         for number, line in self._lines:
             where = f"{self.path}:{number}"
-            if number == 1 and line.startswith("BCF"):
+            if number == 1 and line.startswith(MAGIC.decode()):
                 raise FormatError(
-                    f"{where}: expected VCF as text, got BCF; convert it with bcftools view"
+                    f"{where}: expected VCF as text, got BCF from a pipe; give the file itself"
                 )
             if line.startswith("##"):
                 self._read_meta(line)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import gzip
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,16 +16,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dnassm.artifact import check_target, staged_file
 from dnassm.baselines.markov import MarkovModel, MixtureModel
-from dnassm.data.alphabet import Codes, encode_ascii, reverse_complement
-from dnassm.data.interval import Interval
+from dnassm.console import Progress
+from dnassm.data.alphabet import PAD, Codes, reverse_complement
 from dnassm.data.store import GenomeStore
-from dnassm.data.variants import Variant, check_reference
+from dnassm.data.variant_input import MAX_WRONG, LoadedVariants, load_variants, parse_offset
+from dnassm.data.variant_reference import RefMatch
+from dnassm.data.variant_windows import VariantWindower
+from dnassm.data.variants import Variant
 from dnassm.errors import ConfigError
 from dnassm.model import DNAModel
-from dnassm.runs import Run
+from dnassm.runs import Run, load_run
 
 SCORE_NAME = "log-likelihood ratio, reference over alternative (bits)"
+TABLE_COLUMNS = ("contig", "position", "id", "ref", "alt", "ref_check", "llr")
 
 Bits = NDArray[np.float64]
 
@@ -45,19 +54,22 @@ def score_variants(
 ) -> Bits:
     """Score variants by log2 p(reference window) - log2 p(alternative window).
 
-    The mean over both strands: read forwards, a causal model judges the bases after the variant in
-    the light of it; read as the reverse complement, those before it.
+    The windows are those of `dnassm.data.variant_windows`, of one length whatever the alleles, and
+    cut off at the ends of a contig; unknown bases in them count nothing. The mean over both
+    strands: read forwards, a causal model judges the bases after the variant in the light of it;
+    read as the reverse complement, those before it.
 
     Args:
         run: a run with a causal model.
         genome: the genome that the variants are called on.
         variants: with REF equal to the genome's bases.
-        context: bases of the window, the variant in its middle; fewer at the ends of a contig.
+        context: bases of the window, the first base of REF in its middle.
         batch_size: variants per forward pass.
         report: told the number of variants done.
 
     Returns:
-        (n,) bits, higher for the more disruptive variant.
+        (n,) bits, higher for the more disruptive variant; NaN where an allele is longer than the
+        right half of the window.
 
     Raises:
         ConfigError: the model sees both sides, so that it has no likelihood of a sequence.
@@ -68,15 +80,54 @@ def score_variants(
             "score_variants: expected a causal model (objective.name=next), "
             "got one that sees both sides"
         )
-    check_reference(variants, genome)
-    pairs = [_pair(genome, variant, context) for variant in variants]
-    scores = np.empty(len(pairs))
-    for first in range(0, len(pairs), batch_size):
-        batch = pairs[first : first + batch_size]
-        scores[first : first + len(batch)] = _score_batch(run, batch)
+    scores = np.full(len(variants), np.nan)
+    for done, indices, pairs in _batches(genome, variants, context, batch_size):
+        if pairs:
+            scores[indices] = _score_batch(run, pairs)
         if report is not None:
-            report(first + len(batch))
+            report(done)
     return scores
+
+
+def score_file(
+    run: Path,
+    vcf: Path,
+    genome: Path,
+    out: Path,
+    *,
+    offsets: Sequence[str] = (),
+    max_wrong: float | None = MAX_WRONG,
+    force: bool = False,
+    **how: int,
+) -> str:
+    """Score the variants of a VCF or BCF into a table, see `write_scores`; the command `variants`.
+
+    Args:
+        run: folder of a run.
+        vcf: the variants.
+        genome: folder of a genome store.
+        out: .tsv or .tsv.gz.
+        offsets: texts of `dnassm.data.variant_input.parse_offset`.
+        max_wrong: largest share of variants whose REF is not what the genome has.
+        force: replace `out`.
+        how: `context` and `batch_size` of `score_variants`.
+
+    Returns:
+        What was read and scored, in one line.
+
+    Raises:
+        DnassmError: the files do not fit one another, or `out` cannot be written.
+    """
+    check_table_name(out)
+    check_target(out, force=force)
+    store = GenomeStore.open(genome)
+    places = [parse_offset(text) for text in offsets]
+    loaded = load_variants(vcf, store, offsets=places, max_wrong=max_wrong)
+    with Progress(len(loaded.variants), "variants", "score variants") as bar:
+        scores = score_variants(load_run(run), store, loaded.variants, report=bar.update, **how)
+    write_scores(out, loaded, scores, force=force)
+    scored = int(np.isfinite(scores).sum())
+    return f"{out}: {scored:,} of {len(loaded.check.status):,} variants scored; {loaded.summary()}"
 
 
 def score_with_markov(
@@ -87,30 +138,66 @@ def score_with_markov(
     context: int = 256,
 ) -> Bits:
     """Score variants as `score_variants` does, with a Markov model: the plainest peer."""
-    check_reference(variants, genome)
-    scores = []
-    for variant in variants:
-        pair = _pair(genome, variant, context)
-        strands = ((pair.reference, pair.alternative), _reversed(pair))
-        change = [np.nansum(model.bits(alt)) - np.nansum(model.bits(ref)) for ref, alt in strands]
-        scores.append(float(np.mean(change)))
-    return np.array(scores)
+    scores = np.full(len(variants), np.nan)
+    for _, indices, pairs in _batches(genome, variants, context, batch_size=64):
+        for index, pair in zip(indices, pairs, strict=True):
+            strands = ((pair.reference, pair.alternative), _reversed(pair))
+            scores[index] = np.mean(
+                [np.nansum(model.bits(alt)) - np.nansum(model.bits(ref)) for ref, alt in strands]
+            )
+    return scores
 
 
-def _pair(genome: GenomeStore, variant: Variant, context: int) -> _Pair:
-    """The `context` bases around a variant, 0-based half-open, cut at the ends of the contig."""
-    start = max(0, variant.position - context // 2)
-    end = min(genome.contig(variant.contig).length, start + context)
-    reference = genome.fetch(Interval(variant.contig, start, end))
-    place = variant.position - start
-    alternative = np.concatenate(
-        [
-            reference[:place],
-            encode_ascii(variant.alt.encode("ascii")),
-            reference[place + len(variant.ref) :],
-        ]
-    )
-    return _Pair(reference, alternative)
+def write_scores(path: Path, loaded: LoadedVariants, scores: Bits, *, force: bool = False) -> None:
+    """Write a table with a line for every variant of a file, as the file has it.
+
+    Columns: contig, position (from 1), id, ref, alt, ref_check (match, swapped, mismatch, outside,
+    no_contig), llr in bits; nothing where there is no score.
+
+    Args:
+        path: .tsv, or .tsv.gz.
+        loaded: the variants.
+        scores: (n,) of `loaded.variants`.
+        force: replace what is there.
+
+    Raises:
+        ArtifactError: it exists, or cannot be written.
+        ConfigError: another ending.
+    """
+    check_table_name(path)
+    check_target(path, force=force)
+    llr = np.full(len(loaded.file.variants), np.nan)
+    llr[loaded.indices] = scores
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(TABLE_COLUMNS)
+    rows = zip(loaded.file.variants, loaded.check.status.tolist(), llr.tolist(), strict=True)
+    for variant, status, score in rows:
+        place = (variant.contig, variant.position + 1, variant.id, variant.ref, variant.alt)
+        said = "" if math.isnan(score) else f"{score:.6g}"
+        writer.writerow([*place, RefMatch(status).name.lower(), said])
+    content = text.getvalue().encode("utf-8")
+    with staged_file(path) as staging:
+        staging.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def check_table_name(path: Path) -> None:
+    """Raise ConfigError unless `write_scores` knows the ending of a name."""
+    if not path.name.endswith((".tsv", ".tsv.gz")):
+        raise ConfigError(f"--out: expected a name that ends in .tsv or .tsv.gz, got {path}")
+
+
+def _batches(
+    genome: GenomeStore, variants: Sequence[Variant], context: int, batch_size: int
+) -> Iterator[tuple[int, NDArray[np.int64], list[_Pair]]]:
+    """How many variants are done then, the indices of those with windows, and the windows."""
+    windower = VariantWindower(genome, context, ends="pad")
+    for first in range(0, len(variants), batch_size):
+        batch = variants[first : first + batch_size]
+        made = windower(batch)
+        rows = zip(made.reference, made.alternative, strict=True)
+        pairs = [_Pair(*(row[row != PAD] for row in pair)) for pair in rows]
+        yield first + len(batch), first + made.kept, pairs
 
 
 def _reversed(pair: _Pair) -> tuple[Codes, Codes]:
@@ -122,7 +209,11 @@ def _score_batch(run: Run, pairs: Sequence[_Pair]) -> Bits:
     for strand in ((lambda p: (p.reference, p.alternative)), _reversed):
         windows = [strand(pair) for pair in pairs]
         bits = [
-            log_likelihood_bits(run.model, [_tokens(run, window[side]) for window in windows])
+            log_likelihood_bits(
+                run.model,
+                [_tokens(run, window[side]) for window in windows],
+                ignore_ids=run.tokenizer.ignore_ids,
+            )
             for side in (0, 1)
         ]
         total += bits[0] - bits[1]
@@ -134,10 +225,13 @@ def _tokens(run: Run, window: Codes) -> Tensor:
 
 
 @torch.inference_mode()
-def log_likelihood_bits(model: DNAModel, rows: Sequence[Tensor]) -> Bits:
+def log_likelihood_bits(
+    model: DNAModel, rows: Sequence[Tensor], *, ignore_ids: Sequence[int] = ()
+) -> Bits:
     """Sum of log2 p(base | the bases before it) over each row, its first base left out.
 
-    Rows may differ in length: they are padded at the right end, which a causal model cannot see.
+    Tokens of `ignore_ids` are seen by what comes after them, and count nothing themselves. Rows may
+    differ in length: they are padded at the right end, which a causal model cannot see.
     """
     device = next(model.parameters()).device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
@@ -145,5 +239,6 @@ def log_likelihood_bits(model: DNAModel, rows: Sequence[Tensor]) -> Bits:
     logits, _ = model(padded)
     nats = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), padded[:, 1:], reduction="none")
     inside = torch.arange(1, padded.shape[1], device=device) < lengths[:, None]
+    inside &= ~torch.isin(padded[:, 1:], torch.tensor(ignore_ids, device=device, dtype=torch.long))
     total = (nats * inside).double().sum(1)
     return np.asarray(-total.cpu().numpy() / math.log(2), dtype=np.float64)

@@ -139,3 +139,28 @@ def test_a_reference_allele_that_the_genome_does_not_have_is_refused(
     wrong = Variant("c", 10, "A" if sequence[10] != "A" else "C", "G")
     with pytest.raises(GenomeError, match="REF"):
         score_variants(run, genome, [wrong])
+
+
+def test_unknown_bases_count_nothing(run: Run) -> None:
+    n = run.tokenizer.ignore_ids[0]
+    row = torch.tensor([0, 3, n, n, 1, 0])
+    with torch.inference_mode():
+        logits, _ = run.model(row[None])
+    by_hand = sum(float(torch.log2(torch.softmax(logits[0, t], -1)[row[t + 1]])) for t in (0, 3, 4))
+    bits = log_likelihood_bits(run.model, [row], ignore_ids=run.tokenizer.ignore_ids)
+    assert bits[0] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_an_allele_that_is_too_long_has_no_score(
+    run: Run, genome: GenomeStore, sequence: str
+) -> None:
+    long = Variant("c", 200, sequence[200], sequence[200] + "A" * 40)
+    others = _variants(sequence)
+    done: list[int] = []
+    scores = score_variants(
+        run, genome, [others[0], long, others[1]], context=64, batch_size=1, report=done.append
+    )
+    assert np.isnan(scores).tolist() == [False, True, False]
+    assert done == [1, 2, 3]
+    markov = fit_markov([genome.fetch(Interval("c", 0, LENGTH))], 2)
+    assert np.isnan(score_with_markov(markov, genome, [long], context=64)).all()
