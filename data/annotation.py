@@ -232,7 +232,7 @@ def _named(fields: Sequence[str], header: Mapping[str, int], name: str, where: s
 
 def _integer(text: str, name: str, where: str) -> int:
     # More digits than 18 are no length of any sequence, and no number of 64 bits.
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+    if not re.fullmatch(r" *[+-]?[0-9]{1,18} *", text):
         raise FormatError(f"{where}: {name}: expected a whole number of bases, got {text[:40]!r}")
     return int(text)
 
