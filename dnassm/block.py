@@ -33,11 +33,6 @@ class Block(nn.Module):
         y, state = self.mixer(self.norm(x), state, cu_seqlens)
         return x + F.dropout(y.to(x.dtype), self.dropout, self.training), state
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(B, D) -> (B, D), and the mixer's next state."""
-        y, state = self.mixer.step(self.norm(x), state)
-        return x + y.to(x.dtype), state
-
 
 def build_mixer(spec: MixerSpec, d_model: int) -> SequenceMixer:
     """Make the mixer that `spec` names.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -61,6 +63,29 @@ class SequenceMixer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def init_state(self, batch: int) -> Any:
         """The state before the first position."""
+
+    def constants(self) -> Any:
+        """What `step` needs and the parameters alone decide; a mixer may have none."""
+        return None
+
+    _held: Any = None
+
+    def _constants(self) -> Any:
+        """`constants`, computed once within `frozen`."""
+        return self.constants() if self._held is None else self._held
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """While it lasts the parameters must not change: `step` finds its constants as they are.
+
+        Yields the constants, which a captured graph of steps goes on reading.
+        """
+        with torch.no_grad():
+            self._held = self.constants()
+        try:
+            yield self._held
+        finally:
+            self._held = None
 
 
 def check_packed(name: str, row: Tensor, cu_seqlens: Tensor) -> None:

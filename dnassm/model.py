@@ -17,6 +17,7 @@ from dnassm.artifact import read_json, staged_file, write_json
 from dnassm.block import Block, build_mixer
 from dnassm.config import ModelConfig, RunConfig
 from dnassm.errors import ArtifactError, ShapeError
+from dnassm.kernels.norm import add_norm
 from dnassm.mixer import SequenceMixer, check_packed
 from dnassm.wrappers import Bidirectional
 
@@ -132,12 +133,15 @@ class DNAModel(nn.Module):
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Logits (B, V) after one more token (B,), and the next state."""
         self._check(tokens, ("B",), state, len(self.blocks))
-        x = self.embedding(tokens)
-        states = []
-        for block, before in zip(self._blocks(), state, strict=True):
-            x, after = block.step(x, before)
+        x, blocks = self.embedding(tokens), self._blocks()
+        normed, states = blocks[0].norm(x), []
+        # One sum and norm between two mixers: a step is as long as it has launches.
+        norms = [*(block.norm for block in blocks[1:]), self.norm]
+        for block, before, norm in zip(blocks, state, norms, strict=True):
+            y, after = block.mixer.step(normed, before)
+            normed, x = add_norm(y, x, norm.weight, eps=cast("float", norm.eps))
             states.append(after)
-        return self._logits(self.norm(x)), tuple(states)
+        return self._logits(normed), tuple(states)
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first position."""

@@ -108,7 +108,7 @@ class Mamba(SequenceMixer):
             conv_weight=self.conv_weight,
             x_weight=self.x_proj.weight,
             dt_weight=self.dt_proj.weight,
-            A=self._decay(),
+            A=self.constants(),
             conv_bias=self.conv_bias,
             dt_bias=self.dt_bias,
             D=self.D,
@@ -132,9 +132,9 @@ class Mamba(SequenceMixer):
         states = self.config.d_state
         low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
         dt = self.dt_proj(low_rank)
-        return u, dt, self._decay(), B.unsqueeze(-2), C.unsqueeze(-2)
+        return u, dt, self._constants(), B.unsqueeze(-2), C.unsqueeze(-2)
 
-    def _decay(self) -> Tensor:
+    def constants(self) -> Tensor:
         """A of the scan."""
         return -torch.exp(self.A_log.to(_at_least_float32(self.A_log)))
 

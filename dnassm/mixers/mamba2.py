@@ -127,7 +127,7 @@ class Mamba2(SequenceMixer):
         y, ssm_state = ssd(
             heads,
             dt,
-            self._decay(),
+            self.constants(),
             B,
             C,
             D=self.D,
@@ -149,7 +149,7 @@ class Mamba2(SequenceMixer):
         y, ssm_state = ssd_step(
             heads,
             dt,
-            self._decay(),
+            self._constants(),
             B,
             C,
             state.ssm,
@@ -172,7 +172,7 @@ class Mamba2(SequenceMixer):
         maps = (tensor.unflatten(-1, (groups, states)) for tensor in (B, C))
         return x.unflatten(-1, (self.heads, self.head_dim)), *maps
 
-    def _decay(self) -> Tensor:
+    def constants(self) -> Tensor:
         """A, (H,)."""
         return -torch.exp(self.A_log.to(_at_least_float32(self.A_log)))
 

@@ -111,10 +111,15 @@ class S4D(SequenceMixer):
 
     def step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
         """(B, D) -> (B, D), and the next state: the recurrence itself, equation 2 discretised."""
-        step, C = self._discrete()
-        h = torch.exp(step) * self._start(x.shape[0], state) + x.unsqueeze(-1)
+        decay, C = self._constants()
+        h = decay * self._start(x.shape[0], state) + x.unsqueeze(-1)
         y = 2 * (C * h).sum(-1).real + self.D * x
         return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1), S4DState(h)
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """exp(dt A) and the discrete C, each (D, N/2) complex."""
+        step, C = self._discrete()
+        return torch.exp(step), C
 
     def init_state(self, batch: int) -> S4DState:
         """All zeros."""
