@@ -1,9 +1,16 @@
-"""Speed and memory of `dnassm tokenize` on one core: MB of FASTA per second, peak RSS, stages.
+"""Speed and memory of `dnassm tokenize`: MB of FASTA per second on one core and on more, stages.
 
-    taskset -c 0 python -m benchmarks.tokenize_fasta --out benchmarks/results/tokenize.json
+    python -m benchmarks.tokenize_fasta --out benchmarks/results/tokenize.json
 
-Every measurement is a process of its own with one thread. `cpu` is the time the process computed,
-`wall` includes waiting for the disk (the store is flushed to it) and for other programs.
+Every measurement is a process of its own that is bound to so many cores. `cpu` is the time that
+all its threads computed, `main_thread` that of the one that parses; `wall` includes waiting for the
+disk (the store is flushed to it) and for other programs. The stages take turns, so that whatever
+else runs on the machine slows all of them; `of_floor` is the median over the turns of what the floor
+took of CPU time, divided by what tokenizing took.
+
+The floor of one core is `digests`: SAM's MD5 and SHA-256 of every base, and nothing else. That of
+any number of cores is `read_and_md5`, because one contig has one MD5, each byte after the one
+before; of gzip it is `inflate`, where that takes longer.
 """
 
 from __future__ import annotations
@@ -17,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -48,10 +56,8 @@ def write_fasta(path: Path, megabytes: int, width: int) -> None:
 
 def read_only(path: Path, folder: Path) -> None:
     """Read the file into one buffer: the floor of everything."""
-    buffer = memoryview(bytearray(1 << 18))
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    for _ in _blocks(path):
+        pass
 
 
 def parse(path: Path, folder: Path) -> None:
@@ -62,12 +68,18 @@ def parse(path: Path, folder: Path) -> None:
         pass
 
 
-def _hash_all(path: Path, kind: str) -> None:
-    digest = hashlib.new(kind, usedforsecurity=False)
-    buffer = memoryview(bytearray(1 << 18))
+def _blocks(path: Path) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(3 << 18))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            digest.update(buffer[:count])
+            yield buffer[:count]
+
+
+def _hash_all(path: Path, *kinds: str) -> None:
+    digests = [hashlib.new(kind, usedforsecurity=False) for kind in kinds]
+    for block in _blocks(path):
+        for digest in digests:
+            digest.update(block)
 
 
 def read_and_md5(path: Path, folder: Path) -> None:
@@ -75,9 +87,19 @@ def read_and_md5(path: Path, folder: Path) -> None:
     _hash_all(path, "md5")
 
 
-def read_and_sha256(path: Path, folder: Path) -> None:
-    """Digest of the file with SHA-256."""
-    _hash_all(path, "sha256")
+def digests(path: Path, folder: Path) -> None:
+    """MD5 and SHA-256 of the file, in one thread."""
+    _hash_all(path, "md5", "sha256")
+
+
+def inflate(path: Path, folder: Path) -> None:
+    """Inflate the file with isal into one buffer."""
+    from dnassm.data.bytestream import ByteStream
+
+    buffer = memoryview(bytearray(3 << 18))
+    with ByteStream(path) as stream:
+        while stream.readinto(buffer):
+            pass
 
 
 def tokenize(path: Path, folder: Path) -> None:
@@ -88,71 +110,81 @@ def tokenize(path: Path, folder: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Path, Path], None]] = {
-    f.__name__: f for f in (tokenize, read_only, parse, read_and_md5, read_and_sha256)
+    f.__name__: f for f in (tokenize, read_only, parse, read_and_md5, digests, inflate)
 }
+PLAIN = ("tokenize", "read_only", "parse", "read_and_md5", "digests")
+GZIP = ("tokenize", "parse", "inflate")
 
 
-def measure(stage: str, path: Path) -> None:
+def measure(stage: str, path: Path, cores: int) -> None:
     """In the child process: run one stage and print what it took."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    clocks = (time.perf_counter, time.process_time, time.thread_time)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        wall, cpu = time.perf_counter(), time.process_time()
+        before = [clock() for clock in clocks]
         STAGES[stage](path, Path(folder))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        wall, cpu, main_thread = (
+            clock() - start for clock, start in zip(clocks, before, strict=True)
+        )
     # ru_maxrss would be that of the parent, which a child inherits
     status = Path("/proc/self/status").read_text()
     peak_kib = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
-    print(json.dumps({"wall_s": wall, "cpu_s": cpu, "peak_rss_mb": peak_kib * 1024 / 1e6}))
+    peak_mb = peak_kib * 1024 / 1e6
+    print(json.dumps({"wall": wall, "cpu": cpu, "main_thread": main_thread, "peak_mb": peak_mb}))
 
 
-def best_of(stage: str, path: Path, megabytes: float, repeats: int) -> dict[str, float]:
-    """The run with the least CPU time, with its rates in MB of plain FASTA per second."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.tokenize_fasta",
-        "--stage",
-        stage,
-        "--input",
-        str(path),
-    ]
+def once(stage: str, path: Path, cores: int) -> dict[str, float]:
+    """Run one stage in a process of its own."""
+    program = [sys.executable, "-m", "benchmarks.tokenize_fasta", "--stage", stage]
+    command = [*program, "--input", str(path), "--cores", str(cores)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = [
-        json.loads(
-            subprocess.run(
-                command, capture_output=True, check=True, env=environment, cwd=ROOT
-            ).stdout
-        )
-        for _ in range(repeats)
-    ]
-    best = min(runs, key=lambda run: run["cpu_s"])
-    return {
-        "mb_per_cpu_s": round(megabytes / best["cpu_s"], 1),
-        "mb_per_wall_s": round(megabytes / min(run["wall_s"] for run in runs), 1),
-        "cpu_ns_per_byte": round(best["cpu_s"] * 1000 / megabytes, 3),
-        "peak_rss_mb": round(max(run["peak_rss_mb"] for run in runs), 1),
+    done = subprocess.run(command, capture_output=True, check=True, env=environment, cwd=ROOT)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def case(
+    path: Path, megabytes: float, stages: Sequence[str], floor: str, cores: int, repeats: int
+) -> dict[str, object]:
+    """The best of several turns of each stage, in MB of FASTA text per second."""
+    turns = [{stage: once(stage, path, cores) for stage in stages} for _ in range(repeats)]
+    result: dict[str, object] = {
+        stage: {
+            "mb_per_wall_s": round(megabytes / min(turn[stage]["wall"] for turn in turns), 1),
+            "mb_per_cpu_s": round(megabytes / min(turn[stage]["cpu"] for turn in turns), 1),
+            "cpu_ns_per_byte": round(
+                min(turn[stage]["cpu"] for turn in turns) * 1e3 / megabytes, 3
+            ),
+            "main_thread_ns_per_byte": round(
+                min(turn[stage]["main_thread"] for turn in turns) * 1e3 / megabytes, 3
+            ),
+            "peak_rss_mb": round(max(turn[stage]["peak_mb"] for turn in turns), 1),
+        }
+        for stage in stages
     }
+    shares = [turn[floor]["cpu"] / turn["tokenize"]["cpu"] for turn in turns]
+    return {"cores": cores, "floor": floor, "of_floor": round(median(shares), 3), **result}
 
 
 def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
     """Measure every case in `folder`."""
-    results: dict[str, object] = {**describe(), "megabytes": megabytes, "cases": {}}
-    cases: dict[str, object] = results["cases"]  # type: ignore[assignment]
-    for width in (60, 80):
-        path = folder / f"lines{width}.fa"
+    plain = {width: folder / f"lines{width}.fa" for width in (60, 80)}
+    for width, path in plain.items():
         write_fasta(path, megabytes, width)
-        size_mb = path.stat().st_size / 1e6
-        cases[f"plain, {width} columns"] = {
-            stage: best_of(stage, path, size_mb, repeats) for stage in STAGES
-        }
     packed = folder / "lines60.fa.gz"
-    with (folder / "lines60.fa").open("rb") as plain, gzip.open(packed, "wb", 1) as file:
-        while block := plain.read(1 << 20):
-            file.write(block)
-    size_mb = (folder / "lines60.fa").stat().st_size / 1e6
-    cases["gzip, 60 columns, MB of content"] = {
-        stage: best_of(stage, packed, size_mb, repeats) for stage in ("tokenize", "parse")
-    }
-    return results
+    with plain[60].open("rb") as file, gzip.open(packed, "wb", 1) as target:
+        while block := file.read(1 << 20):
+            target.write(block)
+    size = plain[60].stat().st_size / 1e6
+    cases: dict[str, object] = {}
+    for cores in [n for n in (1, 2, 4) if n <= len(os.sched_getaffinity(0))]:
+        for width, path in plain.items() if cores == 1 else [(60, plain[60])]:
+            name = f"plain, {width} columns, cores {cores}"
+            own = path.stat().st_size / 1e6
+            cases[name] = case(path, own, PLAIN, "digests", cores, repeats)
+        name = f"gzip, 60 columns, cores {cores}, MB of content"
+        cases[name] = case(packed, size, GZIP, "inflate", cores, repeats)
+    return {**describe(), "megabytes": megabytes, "cases": cases}
 
 
 def main() -> None:
@@ -163,9 +195,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
-        measure(arguments.stage, arguments.input)
+        measure(arguments.stage, arguments.input, arguments.cores)
         return
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(run(arguments.megabytes, arguments.repeats, Path(folder)), indent=2)

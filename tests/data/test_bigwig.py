@@ -52,6 +52,8 @@ def test_what_lies_outside_is_refused(path):
         BigWig(path).fetch(Interval("two", 49, 51))
 
 
+# From Python 3.12 on, a fork beside threads warns, those of numpy's library included.
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_it_at_once(path, method):
     track = BigWig(path)

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from dnassm.data import store_writer
 from dnassm.data.alphabet import PAD, decode, encode_ascii
+from dnassm.data.genome import open_genome
 from dnassm.data.interval import Interval
 from dnassm.data.store import GenomeStore, append_to_store, build_store
 from dnassm.errors import ArtifactError, ConfigError, DnassmError, FormatError, GenomeError
@@ -200,6 +201,43 @@ def test_a_store_pickles_as_its_path_and_works_in_another_process(store):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         (codes,) = pool.map(store.fetch, [Interval("chr1", 0, 14, "-")])
     assert np.array_equal(codes, store.fetch(Interval("chr1", 0, 14, "-")))
+
+
+# From Python 3.12 on, a fork beside threads warns, those of numpy's library included.
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["store", "FASTA"])
+def test_many_processes_read_at_once_what_one_reads(tmp_path, method, kind):
+    rng = np.random.default_rng(0)
+    fasta = tmp_path / "g.fa"
+    with fasta.open("w") as file:
+        for name in ("one", "two"):
+            bases = "".join(rng.choice(list("ACGTacgtN"), 20_000))
+            lines = "\n".join(bases[i : i + 70] for i in range(0, len(bases), 70))
+            file.write(f">{name}\n{lines}\n")
+    genome = open_genome(fasta) if kind == "FASTA" else build_store([fasta], tmp_path / "store")
+    genome.fetch(Interval("one", 0, 100))  # so that the file is open when the processes fork
+    starts = rng.integers(0, 19_000, 400)
+    windows = [
+        Interval("one" if i % 2 else "two", int(start), int(start) + 1000, "+-"[i % 3 == 0])
+        for i, start in enumerate(starts)
+    ]
+    with multiprocessing.get_context(method).Pool(4) as pool:
+        found = pool.map(genome.fetch, windows, chunksize=20)
+    for window, codes in zip(windows, found, strict=True):
+        assert np.array_equal(codes, genome.fetch(window))
+
+
+def test_the_example_of_the_format_page_reads_a_store_with_numpy_alone(tmp_path, store):
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    assert "dnassm" not in example.replace("dnassm-genome", "")
+    code = example + (
+        "\nassert letters == 'ACGTNACGTNRYKM', letters\n"
+        "assert ''.join('01'[bool(base)] for base in soft_masked) == '00000111110000'\n"
+        "import sys; assert 'dnassm' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=store.path.parent, check=True)
 
 
 def test_the_split_is_kept_with_the_store(fasta, tmp_path):
