@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
-
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
 from dnassm.data.interval import Interval
 from dnassm.data.runs import Runs
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split
 from dnassm.data.store import GenomeStore
+from dnassm.data.tiles import Tiles
 from dnassm.errors import ConfigError
 
 
@@ -51,41 +50,25 @@ class TiledSampler(Sampler):
         if self.step < 1:
             raise ConfigError(f"step: expected at least 1 base, got {step}")
         intervals = intervals_of_split(store, split)
-        # Stretches of tiles: the first tile of each, and the number of tiles up to its end.
-        self._first_tiles: list[Interval] = []
-        self._last_ranks: list[int] = []
+        self._tiles = Tiles(self.step)
         for interval in intervals:
             runs = unknown_runs(store, interval)
-            self._add_tiles(interval, runs, max_n_fraction)
+            unknown = max_unknown(length, max_n_fraction)
+            starts = admissible_starts(runs, interval, length, unknown)
+            self._tiles.add_from(interval, starts, length)
             if keep_partial:
                 self._add_partial(interval, runs, max_n_fraction)
-        if not self._last_ranks:
+        if not len(self._tiles):
             raise no_window(store, split, intervals, f"{length} bp with few enough N")
 
     def __call__(self, seed: int, epoch: int, index: int) -> Interval:
         """Return the window; see `Sampler.__call__`."""
         _, strand = self._draw(seed, epoch, index)
-        stretch = bisect.bisect_right(self._last_ranks, index)
-        first = self._first_tiles[stretch]
-        rank = index - (self._last_ranks[stretch - 1] if stretch else 0)
-        start = first.start + rank * self.step
-        return Interval(
-            first.contig,
-            start,
-            start + len(first),
-            "-" if strand < self._minus_below else "+",
-        )
+        window = self._tiles[index]
+        return Interval(window.contig, window.start, window.end, self._strand(strand))
 
     def __len__(self) -> int:
-        return self._last_ranks[-1] if self._last_ranks else 0
-
-    def _add_tiles(self, interval: Interval, runs: Runs, max_n_fraction: float | None) -> None:
-        unknown = max_unknown(self.length, max_n_fraction)
-        for first, stop in admissible_starts(runs, interval, self.length, unknown).tolist():
-            first_tile = -(-(first - interval.start) // self.step)
-            stop_tile = -(-(stop - interval.start) // self.step)
-            start = interval.start + first_tile * self.step
-            self._add(Interval(interval.contig, start, start + self.length), stop_tile - first_tile)
+        return len(self._tiles)
 
     def _add_partial(self, interval: Interval, runs: Runs, max_n_fraction: float | None) -> None:
         tiles = max(0, (len(interval) - self.length) // self.step + 1)
@@ -96,9 +79,4 @@ class TiledSampler(Sampler):
         partial = Interval(interval.contig, start, interval.end)
         unknown = int(runs.covered(partial.start, partial.end))
         if unknown <= max_unknown(len(partial), max_n_fraction):
-            self._add(partial, 1)
-
-    def _add(self, first: Interval, tiles: int) -> None:
-        if tiles > 0:
-            self._first_tiles.append(first)
-            self._last_ranks.append(len(self) + tiles)
+            self._tiles.add(partial)

@@ -53,7 +53,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
 
 def options_of(name: str, store: GenomeStore) -> dict:
     """Settings of the sampler `name`, those that it cannot be without or says little without."""
-    files = {"annotated": ("annotation", "features.bed"), "intervals": ("bed", "rows.bed")}
+    files = {
+        "annotated": ("annotation", "features.bed"),
+        **dict.fromkeys(("intervals", "caduceus", "mamba-dna"), ("bed", "rows.bed")),
+    }
     own = {}
     if name in files:
         option, file = files[name]
@@ -79,7 +82,8 @@ def bases_of(store: GenomeStore, interval: Interval) -> np.ndarray:
 
 
 def test_the_documented_samplers_are_registered():
-    assert {"uniform", "tiled", "intervals", "species", "annotated"} <= set(NAMES)
+    assert {"uniform", "tiled", "species", "annotated"} <= set(NAMES)
+    assert {"intervals", "caduceus", "mamba-dna"} <= set(NAMES), "the published ones of rows"
 
 
 def test_a_window_depends_on_seed_epoch_and_index_only(sampler):
