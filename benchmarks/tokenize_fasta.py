@@ -5,8 +5,8 @@
 Every measurement is a process of its own that is bound to so many cores. `cpu` is the time that
 all its threads computed, `main_thread` that of the one that parses; `wall` includes waiting for the
 disk (the store is flushed to it) and for other programs. The stages take turns, so that whatever
-else runs on the machine slows all of them; `of_floor` is the median over the turns of what the floor
-took of CPU time, divided by what tokenizing took.
+else runs on the machine slows all of them; `of_floor` is the median over the turns of the CPU time
+of the floor divided by that of tokenizing.
 
 The floor of one core is `digests`: SAM's MD5 and SHA-256 of every base, and nothing else. That of
 any number of cores is `read_and_md5`, because one contig has one MD5, each byte after the one
