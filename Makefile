@@ -2,6 +2,7 @@
 # make demo             the whole line on a simulated genome, ends with a report
 # make test             lint, types, import rules, tests
 # make test PYTHON=...  with another Python (3.11 or newer)
+# make fuzz MINUTES=60  look for inputs that the readers do not stand (docs/fuzzing.md)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,9 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports pytest format clean
+.PHONY: help install demo test lint types imports pytest fuzz format clean
+MINUTES := 10
+ATHERIS := atheris==3.0.0
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -38,6 +41,12 @@ imports: $(STAMP) ## who may import whom
 # After the quick checks also under `make -j`: their answer comes first.
 pytest: lint types imports ## the tests
 	$(BIN)/python -m pytest
+
+# Not among the packages of a developer: it is for this target only, and for Linux and macOS.
+fuzz: $(STAMP) ## fuzz the readers, coverage-guided; MINUTES of all targets together
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(ATHERIS)'
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
