@@ -30,7 +30,7 @@ LEVELS = (0.5, 0.8, 1.0)
 """Shares of k-mers at which sequences are counted."""
 _BINS = 10
 _EXAMPLES = 10
-_READ_BASES = 1 << 20
+_READ_BASES = 1 << 16
 
 _COLUMNS = ("part", "against", "compared", "copies", "other strand", "mean", "max")
 
@@ -269,10 +269,11 @@ def _windows_overlap(
     sketcher: Sketcher | None,
 ) -> Overlap:
     codes = [bases for _, bases in windows]
-    finder = find_windows(codes, (c for c, _ in _pieces(store, against, len(codes[0]))))
+    finder = find_windows(codes, _pieces(store, against, len(codes[0])))
     shares = None
     if sketcher is not None:
-        pieces = (sketcher(text) for _, text in _pieces(store, against, sketcher.k))
+        read = _pieces(store, against, sketcher.k)
+        pieces = (sketcher(decode(bases)) for bases in read)
         shares = tuple(containment([sketcher(decode(bases)) for bases in codes], pieces))
     turned = int((finder.reverse_complement & ~finder.exact).sum())
     names = tuple(f"{i.contig}:{i.start}-{i.end}" for i, _ in windows)
@@ -303,13 +304,12 @@ def _some_windows(
     return found
 
 
-def _pieces(store: GenomeStore, part: str, overlap: int) -> Iterator[tuple[Codes, str]]:
-    """Codes and letters of a part in pieces; neighbours share `overlap` - 1 bases."""
+def _pieces(store: GenomeStore, part: str, overlap: int) -> Iterator[Codes]:
+    """Codes of a part in pieces; neighbours share `overlap` - 1 bases, so that nothing is cut."""
     for interval in store.splits[part]:
         for start in range(interval.start, interval.end, _READ_BASES):
             end = min(start + _READ_BASES + overlap - 1, interval.end)
-            codes = store.fetch(Interval(interval.contig, start, end))
-            yield codes, decode(codes)
+            yield store.fetch(Interval(interval.contig, start, end))
 
 
 def _summary(shares: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ below 2^64 / scaled (Irber et al. 2022, doi:10.1101/2022.01.11.475838). Only the
 held-out sequences are kept; what they are held against streams past, in bounded memory.
 
 Why sourmash: it is the library of this method (BSD-3, Rust, wheels for every platform, hashes that
-other tools know), where datasketch and mmh3 would hash each k-mer from Python. One sketch of a long
-sequence with scaled=1 takes quadratic time in it, so sketches here are small and joined by numpy.
+other tools know), where datasketch and mmh3 would hash each k-mer from Python. A sketch of n hashes
+takes it n^2 steps (4 million bases, each kept: over ten minutes), so sketches here are of a few
+thousand and joined by numpy.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ DEFAULT_K = 21
 that none is its own reverse complement."""
 _HASHES_PER_SEQUENCE = 256
 _BATCH = 1 << 16
+_SKETCH_HASHES = 1 << 11
 _MOST_K = 51
 
 Hashes = npt.NDArray[np.uint64]
@@ -51,11 +53,16 @@ class Sketcher:
 
     def __call__(self, sequence: str) -> Hashes:
         """Return the sorted hashes of a sequence of letters, each once."""
+        letters = sequence.upper().replace("U", "T")
+        step = _SKETCH_HASHES * self.scaled
+        pieces = range(0, max(len(letters) - self.k + 1, 1), step)
+        found = [self._sketch(letters[at : at + step + self.k - 1]) for at in pieces]
+        return np.unique(np.concatenate(found))
+
+    def _sketch(self, letters: str) -> Hashes:
         sketch = self._library.MinHash(n=0, ksize=self.k, scaled=self.scaled)
-        sketch.add_sequence(sequence.upper().replace("U", "T"), force=True)
-        found = np.fromiter(sketch.hashes, dtype=np.uint64, count=len(sketch))
-        found.sort()
-        return found
+        sketch.add_sequence(letters, force=True)
+        return np.fromiter(sketch.hashes, dtype=np.uint64, count=len(sketch))
 
 
 def scaled_for(length: int, k: int) -> int:

@@ -8,6 +8,7 @@ is no copy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ _B_INVERSE = pow(_B, -1, _WORD)
 _VALUES = np.random.default_rng(0).integers(1, _WORD, size=16, dtype=np.uint64)
 _LETTER = np.uint8(BASE)
 _FILTER_BITS = 20
-PIECE_BASES = 1 << 18
+PIECE_BASES = 1 << 15  # the sums of a piece stay in the cache
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -49,7 +50,7 @@ class WindowFinder:
     def read(self, codes: Codes) -> None:
         """Mark the windows that occur in a stretch of codes (n,), n of any size."""
         bases = codes & _LETTER
-        step = max(PIECE_BASES, self.length)
+        step = max(PIECE_BASES, 2 * self.length)
         for start in range(0, max(len(bases) - self.length + 1, 0), step):
             self._read(bases[start : start + step + self.length - 1])
 
@@ -80,11 +81,16 @@ def find_windows(windows: Sequence[Codes], reference: Iterable[Codes]) -> Window
 
 def _rolling(bases: Codes, length: int) -> Hashes:
     """Hash of every window (n - length + 1,) of bases (n,)."""
-    steps = np.full(len(bases), _B, dtype=np.uint64)
-    steps[0] = 1
     sums = np.zeros(len(bases) + 1, dtype=np.uint64)
-    np.cumsum(_VALUES[bases] * np.cumprod(steps), out=sums[1:])
-    back = np.full(len(bases) - length + 1, _B_INVERSE, dtype=np.uint64)
-    back[0] = 1
-    hashes: Hashes = (sums[length:] - sums[: len(back)]) * np.cumprod(back)
+    np.cumsum(_VALUES[bases] * _powers(_B, len(bases)), out=sums[1:])
+    count = len(bases) - length + 1
+    hashes: Hashes = (sums[length:] - sums[:count]) * _powers(_B_INVERSE, count)
     return hashes
+
+
+@functools.lru_cache(maxsize=8)
+def _powers(base: int, count: int) -> Hashes:
+    steps = np.full(count, base, dtype=np.uint64)
+    steps[:1] = 1
+    powers: Hashes = np.cumprod(steps)
+    return powers

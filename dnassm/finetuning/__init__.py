@@ -10,15 +10,17 @@ from pathlib import Path
 
 import torch
 
-from dnassm.artifact import check_target, staged_folder
+from dnassm.artifact import check_target, staged_folder, write_json
 from dnassm.baselines.kmer import KmerClassifier
 from dnassm.baselines.majority import MajorityClassifier
+from dnassm.data.leakage_copies import count_duplicates
 from dnassm.embedding import default_device
 from dnassm.finetuning.classifier import Classifier
 from dnassm.finetuning.crossval import Predicted, folds_of, predict_test
 from dnassm.finetuning.examples import Examples, Task, load_task
-from dnassm.finetuning.folds import Indices, count_duplicates
+from dnassm.finetuning.folds import Indices
 from dnassm.finetuning.full import FullLearner
+from dnassm.finetuning.leakage import leakage_of_task
 from dnassm.finetuning.learner import BaselineLearner, Learner
 from dnassm.finetuning.options import FinetuneOptions
 from dnassm.finetuning.output import write_run
@@ -67,8 +69,10 @@ def finetune(
     task = load_task(Path(data), test_split=test_split)
     loaded = run if isinstance(run, Run) else load_run(Path(run))
     result, chosen, held_out = _compare(loaded, task, options)
+    leakage = leakage_of_task(task, held_out)
     with staged_folder(out, force=force) as staging:
         write_run(staging, loaded, task, result, chosen, held_out, options, name=out.name)
+        write_json(staging / "leakage.json", leakage.to_json())
     return result
 
 

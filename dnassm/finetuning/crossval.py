@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dnassm.data.leakage_copies import strand_keys
 from dnassm.errors import ConfigError, LabelError
 from dnassm.finetuning.examples import Task
-from dnassm.finetuning.folds import Indices, strand_keys, stratified_folds
+from dnassm.finetuning.folds import Indices, stratified_folds
 from dnassm.finetuning.learner import Fitted, Learner
 
 DEFAULT_FOLDS = 5

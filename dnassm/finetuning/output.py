@@ -43,7 +43,8 @@ classifier.predict_proba(["ACGTACGT"])  # columns: {columns}
 ```
 
 `result.json` holds every number and curve, `predictions.tsv` the test predictions of `{model}`,
-`metrics.csv` its training, `run.json` the command, the versions and the inputs. The weights come
+`metrics.csv` its training, `leakage.json` what test and training have in common, `run.json` the
+command, the versions and the inputs. The weights come
 from the run with model digest `{digest}`.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dnassm.finetuning.folds import Duplicates
+from dnassm.data.leakage_copies import Duplicates
 from dnassm.metrics import (
     Curve,
     Metric,

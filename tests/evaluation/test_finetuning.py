@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from dnassm.config import ModelConfig
+from dnassm.data.leakage_copies import count_duplicates
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.errors import ArtifactError, ConfigError, LabelError
 from dnassm.finetuning import Classifier, Examples, FinetuneOptions, finetune, load_task
-from dnassm.finetuning.folds import count_duplicates, hold_out, stratified_folds
+from dnassm.finetuning.folds import hold_out, stratified_folds
 from dnassm.finetuning.full import FullLearner, warmup_cosine
 from dnassm.finetuning.result import thin
 from dnassm.model import DNAModel
@@ -177,8 +178,11 @@ def test_the_run_folder_is_a_run(probe):
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("model.safetensors", "head.safetensors", "config.json", "tokenizer.json", "run.json"),
-        *("metrics.csv", "result.json", "predictions.tsv", "README.md"),
+        *("metrics.csv", "result.json", "predictions.tsv", "README.md", "leakage.json"),
     }
+    leakage = json.loads((out / "leakage.json").read_text())["between"]
+    pairs = [("valid", "train"), ("test", "train"), ("test", "valid")]
+    assert [(each["part"], each["against"]) for each in leakage] == pairs
     record = json.loads((out / "run.json").read_text())
     assert record["command"] == "finetune"
     assert record["config"]["mode"] == "probe"
@@ -256,6 +260,9 @@ def test_without_parts_every_sequence_is_tested_once_by_cross_validation(run, tm
     folds = [row["fold"] for row in read_table(tmp_path / "cv" / "predictions.tsv", "\t")]
     assert set(folds) == {"1", "2", "3", "4"}
     assert folds[0] == folds[40]
+    leakage = json.loads((tmp_path / "cv" / "leakage.json").read_text())
+    assert [each["part"] for each in leakage["between"]] == [f"fold {i}" for i in (1, 2, 3, 4)]
+    assert sum(each["exact"] + each["reverse_complement"] for each in leakage["between"]) == 0
     assert Classifier.load(tmp_path / "cv").classes == ("at", "gc")
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from dnassm.data.leakage import leakage_of_sequences
+from dnassm.errors import FormatError
 from dnassm.report import formats
 from dnassm.report.build import read_sections
 
@@ -76,6 +80,23 @@ def test_leakage_between_training_and_test_is_told(write, tmp_path):
     assert "No test sequence occurs in the training set" in clean
     leaky = says(write.classification(tmp_path / "leaky", leaks=1))
     assert "Leakage: 1\u00a0test sequence occurs in the training set" in leaky
+
+
+def test_near_copies_are_told_and_tabulated_from_the_file_beside_the_result(write, tmp_path):
+    run = write.classification(tmp_path / "near")
+    train = ["ACGTTGCATTAGCCATAGGACTTAACCGGATT", "GGATCCATTTACGACCCTAGAAATTTCGCGAT"]
+    leak = leakage_of_sequences({"train": train, "test": [train[0], train[1][::-1]]}).to_json()
+    write.json(run / "leakage.json", leak)
+    (section,) = read_sections([run])
+    table = next(block for block in section.blocks if block.name == "leakage")
+    assert [(row["part"], row["compared"], row["exact"]) for row in table.rows] == [("test", 2, 1)]
+    if leak["missing"] is None:
+        assert "1 of 2\u00a0held-out sequences (50.0\u00a0%) has at least 80\u00a0% of" in says(run)
+    write.json(run / "leakage.json", leak | {"missing": "k-mer containment needs sourmash"})
+    assert "Near copies between splits were not looked for: k-mer cont" in says(run)
+    write.json(run / "leakage.json", leak | {"between": [{"part": "test"}]})
+    with pytest.raises(FormatError, match=r"leakage\.json: expected a field 'against'"):
+        read_sections([run])
 
 
 def test_neighbours_with_the_same_label_are_told_beside_chance(write, tmp_path):

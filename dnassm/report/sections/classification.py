@@ -12,6 +12,7 @@ from dnassm.report import formats
 from dnassm.report.content import Column, Fact, Section, Table
 from dnassm.report.figures.canvas import SERIES
 from dnassm.report.figures.classification import curve_figures, intervals_figure
+from dnassm.report.leakage import leakage_says, leakage_table
 from dnassm.report.loading import need, number, read_provenance, read_record, winners
 from dnassm.report.section import SECTIONS, SectionReader
 from dnassm.report.verdict import verdict
@@ -48,7 +49,11 @@ class ClassificationReader(SectionReader):
         return Section(
             title="Classification",
             source=str(path),
-            says=(*_says(models, metric, len(classes)), *_leakage(result)),
+            says=(
+                *_says(models, metric, len(classes)),
+                *_leakage(result),
+                *leakage_says(file.parent / "leakage.json"),
+            ),
             notes=_notes(result, classes),
             facts=_facts(best, metric),
             blocks=(
@@ -56,6 +61,7 @@ class ClassificationReader(SectionReader):
                 *_confusion(best, classes, file),
                 *intervals_figure(key, models, [(n, title(n)) for n in _metric_names(models)]),
                 *([_table(models)] if models else []),
+                *leakage_table(file.parent / "leakage.json"),
             ),
             provenance=read_provenance(file.parent / "run.json"),
         )
