@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dnassm.data.aliases import resolve_contigs
 from dnassm.data.annotation import read_bed
@@ -108,6 +108,17 @@ class AssemblyCheck:
         answer = "belongs" if self.belongs else "does not belong"
         assembly = f"; it says {', '.join(self.assemblies)}" if self.assemblies else ""
         return f"{self.path} ({self.kind}) {answer} to {self.genome}: {said}{assembly}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "belongs": self.belongs,
+            "first_mismatch": self.first_mismatch,
+            "assemblies": list(self.assemblies),
+            "contigs": [dataclasses.asdict(row) for row in self.rows],
+        }
 
     def require(self) -> None:
         """Raise GenomeError with the first mismatch, if there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pytest
 
@@ -51,6 +52,9 @@ def test_a_vcf_with_lengths_and_md5_belongs_under_other_names(genome, tmp_path):
         "1 not in the genome; it says toy"
     )
     check.require()
+    facts = json.loads(json.dumps(check.to_json()))
+    assert (facts["belongs"], facts["first_mismatch"]) == (True, None)
+    assert facts["contigs"][1]["verdict"] == "same length"
 
 
 @pytest.mark.parametrize(
