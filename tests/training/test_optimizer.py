@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 
 from dnassm.config import ModelConfig, RunConfig, TrainingConfig
+from dnassm.data.batch import Batch
 from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.model import DNAModel
 from dnassm.training.learner import Learner
@@ -76,7 +77,7 @@ def test_the_gradient_is_cut_to_its_norm(monkeypatch):
         norms.append(float(torch.cat(grads).norm()))
 
     monkeypatch.setattr(made._wrapped_optimizer, "step", note)
-    made.step(torch.randint(4, (2, 32)), number=0, rate=1e-3)
+    made.step(Batch(torch.randint(4, (2, 32))), number=0, rate=1e-3)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
@@ -84,7 +85,7 @@ def test_a_gradient_that_is_not_finite_makes_the_loss_nan_and_raises_nothing():
     made = learner()
     with torch.no_grad():
         made.model.norm.weight[0] = math.inf
-    assert math.isnan(made.step(torch.randint(4, (2, 32)), number=0, rate=1e-3))
+    assert math.isnan(made.step(Batch(torch.randint(4, (2, 32))), number=0, rate=1e-3))
 
 
 def test_a_step_is_a_function_of_its_number_alone():
@@ -92,7 +93,7 @@ def test_a_step_is_a_function_of_its_number_alone():
         made = learner(seed=3)
         torch.manual_seed(disturb)
         torch.rand(disturb)
-        made.step(torch.arange(64).reshape(2, 32) % 4, number=5, rate=1e-2)
+        made.step(Batch(torch.arange(64).reshape(2, 32) % 4), number=5, rate=1e-2)
         return [parameter.detach() for parameter in made.model.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
