@@ -22,7 +22,7 @@ PRIORITY = 10
 
 # Logits of one chunk, and tokens at most. On CPU they share the cache of a core with the hidden.
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 25}
-_TOKENS = {"cpu": 1 << 10, "cuda": 1 << 18}
+_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 18}
 
 
 def supports(call: Loss) -> str | None:

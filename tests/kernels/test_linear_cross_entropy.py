@@ -19,7 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 from dnassm.errors import BackendError, ConfigError, ShapeError
 from dnassm.kernels.laws import Probe, errors, laws
-from dnassm.kernels.linear_cross_entropy import cases, checks, linear_cross_entropy, op, portable
+from dnassm.kernels.linear_cross_entropy import (
+    cases,
+    checks,
+    linear_cross_entropy,
+    op,
+    portable,
+    triton,
+)
 from dnassm.kernels.linear_cross_entropy.arguments import Loss
 from dnassm.kernels.linear_cross_entropy.cases import Case, Tolerance
 
@@ -100,6 +107,19 @@ def test_chunks_of_any_size_give_the_portable_result(monkeypatch, numbers, token
         got, given = run(inputs, case, "portable")
         want, _ = run(inputs, case, "reference", given)
         assert_near(got, want, cases.TOLERANCES[torch.float64])
+
+
+@pytest.mark.skipif("triton" not in NAMES, reason="in Triton's interpreter")
+@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("programs", [1, 4])
+def test_programs_that_take_several_tiles_give_the_same(monkeypatch, programs, backend):
+    monkeypatch.setattr(triton, "_PROGRAMS", programs)
+    case = cases.CASES["many tokens"]
+    inputs = case.inputs(torch.float32)
+    got, given = run(inputs, case, backend)
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    want, _ = run(exact, case, "reference", given)
+    assert_near(got, want, cases.TOLERANCES[torch.float32])
 
 
 # What it is, in other words

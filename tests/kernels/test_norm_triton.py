@@ -39,6 +39,7 @@ CHOSEN = [
     "test_a_row_alone_is_the_row_in_its_batch",
     "test_a_row_of_zeros_is_normed_to_zeros_with_finite_gradients",
     "test_a_mean_far_from_zero_costs_no_digits",
+    "test_programs_that_take_several_tiles_give_the_same",
     "test_every_run_gives_the_same_bits[triton-residual, many rows]",
     "test_nothing_beside_a_tensor_is_read_or_written",
     "test_rows_with_any_strides_are_taken_as_they_are",
