@@ -27,7 +27,8 @@ from dnassm.training.hardware import uses_bfloat16
 
 MARKOV_ORDERS = range(1, 13)
 _MIXTURE_ORDERS = (7, 11)
-_MOST_WINDOWS, _MOST_TOKENS = 16, 65536  # of one forward: bounds its memory whatever the length
+# Of one forward: bounds its memory whatever the length and the vocabulary.
+_MOST_WINDOWS, _MOST_TOKENS, _MOST_LOGITS = 16, 1 << 16, 1 << 26
 
 
 def evaluate_run(
@@ -163,7 +164,8 @@ def _tiles(
     bases = min(window_bases(tokenizer, length, store, split=split), longest)
     sampler = TiledSampler(store, split=split, length=bases, keep_partial=True)
     dataset = WindowDataset(store, tokenizer, sampler, seed=0)
-    batch_size = max(1, min(_MOST_WINDOWS, _MOST_TOKENS // length))
+    most_tokens = min(_MOST_TOKENS, _MOST_LOGITS // tokenizer.vocab_size)
+    batch_size = max(1, min(_MOST_WINDOWS, most_tokens // min(length, bases)))
     if windows is None or windows >= len(dataset):
         yield from make_loader(dataset, batch_size=batch_size)
         return
