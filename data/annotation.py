@@ -20,7 +20,7 @@ from dnassm.registry import did_you_mean
 
 _GFF_COLUMNS = 9
 _BED12_COLUMNS = 12
-_GTF_PAIR = re.compile(r"""\s*([^\s;]+)(?:\s+(?:"([^"]*)"|([^;]*)))?\s*(?:;|$)""")
+_GTF_PAIR = re.compile(r"""([^\s;]+)(?:\s+(?:"([^"]*)"|([^;]*)))?\s*(?:;|$)""")
 _NOT_STRANDED = (".", "?", "*")
 _BED_START_NAMES = ("start", "chromstart", "begin")
 _GENIC = re.compile(r"(gene|RNA|transcript|CDS|exon|UTR|intron|codon)$")
@@ -248,7 +248,7 @@ def _strand(text: str, where: str) -> Strand:
     if text in _NOT_STRANDED:
         return "+"
     if text not in ("+", "-"):
-        raise FormatError(f"{where}: strand: expected '+', '-' or '.', got {text!r}")
+        raise FormatError(f"{where}: strand: expected '+', '-' or '.', got {text[:40]!r}")
     return cast(Strand, text)
 
 

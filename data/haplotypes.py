@@ -34,7 +34,7 @@ PLOIDY = "with more than two alleles"
 OVERLAPPING = "overlapping an earlier one on the same haplotype"
 SEVERAL_SETS = "window with heterozygous variants of several phase sets"
 
-_GENOTYPE = re.compile(r"[|/]?(\d+|\.)([|/](\d+|\.))*", re.ASCII)
+_GENOTYPE = re.compile(r"[|/]?(\d{1,9}|\.)([|/](\d{1,9}|\.))*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -306,7 +306,8 @@ def _genotype(record: VcfRecord, column: int, path: Path) -> _Genotype | str:
     numbers = [int(allele) for allele in (alleles * 2)[:2]]
     if max(numbers) > len(record.alts):
         raise FormatError(
-            f"{where}: GT {text} names allele {max(numbers)}, the record has {len(record.alts)} ALT"
+            f"{where}: GT {text[:40]} names allele {max(numbers)}, the record has "
+            f"{len(record.alts)} ALT"
         )
     if numbers[0] != numbers[1] and "/" in text:
         return UNPHASED

@@ -9,6 +9,8 @@ from dnassm.data.bytestream import ByteStream
 from dnassm.errors import ArtifactError, FormatError
 
 _BLOCK_BYTES = 1 << 20
+_LONGEST_LINE = 1 << 28
+"""Far beyond the genotypes of a million samples: what has no line ends is no such text."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -16,7 +18,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Raises:
         ArtifactError: the file is missing or cannot be read.
-        FormatError: truncated or damaged gzip data, or no UTF-8 text.
+        FormatError: truncated or damaged gzip data, no UTF-8 text, or a line without an end.
     """
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder, expected a text file; name the file in it")
@@ -32,10 +34,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
     buffer = bytearray(_BLOCK_BYTES)
-    rest = b""
+    begun: list[bytes] = []  # of the line that the block before left unfinished
+    size = 0
     with ByteStream(path) as stream:
         while count := stream.readinto(memoryview(buffer)):
-            *lines, rest = (rest + buffer[:count]).split(b"\n")
-            yield from lines
-    if rest:
-        yield rest
+            first, *others = bytes(buffer[:count]).split(b"\n")
+            begun.append(first)
+            size += len(first)
+            if others:
+                yield b"".join(begun)
+                yield from others[:-1]
+                begun, size = [others[-1]], len(others[-1])
+            if size > _LONGEST_LINE:
+                raise FormatError(
+                    f"{path}: expected lines of at most {_LONGEST_LINE:,} bytes, got a longer one; "
+                    "this is another kind of file"
+                )
+    if size:
+        yield b"".join(begun)

@@ -37,7 +37,9 @@ _BREAKEND = re.compile(
 _MOST_DIGITS = 18
 _LENGTH = re.compile(rf"[0-9]{{1,{_MOST_DIGITS}}}", re.ASCII)
 _CONTIG_LINE = re.compile(r"##contig=<(.*)>\s*$", re.IGNORECASE)
-_CONTIG_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^,]*)')
+# From the beginning of a word, and all of it: a long word is looked at once.
+_CONTIG_FIELD = re.compile(r'(?<!\w)(\w++)=("(?:[^"\\]|\\.)*"|[^,]*)')
+_NAME_OF_ALLELE = re.compile(r"(<[^<>]*>)")
 
 
 class VcfRecord(NamedTuple):
@@ -163,7 +165,7 @@ def _record(line: str, number: int, header: int, path: Path) -> VcfRecord:
     contig, position, name, ref, alts, _, _, info = columns[:least]
     if not contig or " " in contig:
         raise FormatError(
-            f"{path}:{number}: CHROM must be a name without white space, got {contig!r}"
+            f"{path}:{number}: CHROM must be a name without white space, got {contig[:60]!r}"
         )
     if not (position.isdigit() and position.isascii() and len(position) <= _MOST_DIGITS):
         raise FormatError(f"{path}:{number}: POS must be a whole number, got {position[:40]!r}")
@@ -182,5 +184,9 @@ def _alts(text: str) -> tuple[str, ...]:
         return tuple(text.split(","))  # nothing that VCF knows; the upper case of ß is SS
     if text.isalpha():
         return (text.upper(),)
-    alts = re.split(r",(?![^<]*>)", text) if "<" in text else text.split(",")
+    alts = [""]
+    for number, part in enumerate(_NAME_OF_ALLELE.split(text)):
+        first, *others = [part] if number % 2 else part.split(",")  # a name may have commas
+        alts[-1] += first
+        alts += others
     return tuple(alt.upper() if alt.isalpha() else alt for alt in alts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dnassm.data.alphabet import decode
+from dnassm.data.alphabet import decode, encode_ascii
+from dnassm.data.genome import Genome
 from dnassm.data.haplotypes import (
     NO_GENOTYPE,
     PLOIDY,
@@ -18,7 +22,6 @@ from dnassm.data.haplotypes import (
     read_phased,
 )
 from dnassm.data.interval import Interval
-from dnassm.data.store import build_store
 from dnassm.data.variant_windows import OVER_THE_END, VariantWindower
 from dnassm.data.variants import Variant
 from dnassm.data.vcf import STAR, TELOMERE
@@ -27,15 +30,25 @@ from dnassm.errors import ConfigError, FormatError, GenomeError
 HEAD = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ta\tb\n"
 
 
+class Text(Genome):
+    """A genome of two contigs that lies nowhere on a disk."""
+
+    def __init__(self, bases):
+        self._codes = {"c": encode_ascii(bases.encode()), "d": encode_ascii(b"TTTT")}
+        contigs = [SimpleNamespace(name=n, length=c.size) for n, c in self._codes.items()]
+        super().__init__(Path("text"), contigs, "none", {})
+
+    @property
+    def digest(self):
+        return "text"
+
+    def _read(self, contig, start, end):
+        return self._codes[contig][start:end]
+
+
 @pytest.fixture(scope="module")
-def genome(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("haplotypes")
-
-    def build(bases):
-        (folder / "g.fa").write_text(f">c\n{bases}\n>d\nTTTT\n")
-        return build_store([folder / "g.fa"], folder / "g", force=True)
-
-    return build
+def genome():
+    return Text
 
 
 def phased(variants, carriers=None, sets=None):

@@ -180,14 +180,10 @@ def _upper(text: str) -> str:
 
 def _alleles(text: str) -> list[str]:
     """Split at commas, but not inside of <>."""
-    found = [""]
-    for at, letter in enumerate(text):
-        inside = ">" in text[at:] and "<" not in text[at : text.index(">", at)]
-        if letter == "," and not (inside and "<" in text and text.isascii()):
-            found.append("")
-        else:
-            found[-1] += letter
-    return found
+    if not text.isascii():
+        return text.split(",")
+    hidden = re.sub("<[^<>]*>", lambda name: name[0].replace(",", "\0"), text)
+    return [alt.replace("\0", ",") for alt in hidden.split(",")]
 
 
 def _known(alt: str) -> bool:
