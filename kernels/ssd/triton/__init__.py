@@ -39,6 +39,8 @@ _KEPT = 512 << 20
 """Bytes for what enters and leaves the chunks in the backward; L is walked in slabs of this."""
 _FOLD = 512
 """Numbers of state that a program folds."""
+_WARPS = {"walk_kernel": 4, "forward_kernel": 4, "into_kernel": 4, "out_kernel": 4}
+_STAGES = {"walk_kernel": 2, "forward_kernel": 2, "into_kernel": 1, "out_kernel": 1}
 
 
 def supports(call: Ssd) -> str | None:
@@ -174,35 +176,32 @@ def _slabs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fill the gradients `along` time, as many segments at a time as fit; dA, dbias and dD."""
     plan, call = run.plan, run.call
+    dx, ddt, dz, dB, dC = along
     _, _, heads, channels = call.x.shape
     dtype = torch.float32 if plan.exact else torch.bfloat16
     segments, state = len(marks[0]), marks[0][0].numel()
     at_once = max(1, _KEPT // (2 * plan.chunks * state * dtype.itemsize))
     slots = min(segments, at_once) * plan.chunks
     kept = torch.empty((2, slots, *marks[0].shape[1:]), dtype=dtype, device=call.x.device)
-    # An empty chunk leaves its sums as they are.
-    by_chunk = run.new(slots, heads * (2 + channels))
-    total = torch.zeros(heads * (2 + channels), dtype=torch.float64, device=call.x.device)
+    # What every chunk adds to dA, dbias and dD; an empty chunk leaves it as it is.
+    added = [run.new(slots, heads), run.new(slots, heads), run.new(slots, heads, channels)]
+    total = [torch.zeros_like(part[0], dtype=torch.float64) for part in added]
+    steps = run.new(2, slots, run.units, plan.steps)
     for first in range(0, segments, at_once):
         count = min(at_once, segments - first)
-        now = by_chunk[: count * plan.chunks].zero_()
+        now = slice(0, count * plan.chunks)
+        for part in added:
+            part.zero_()
         for adjoint in (False, True):
-            start = (marks[adjoint], now, kept[int(adjoint)], dinitial, first)
-            flags = {"ADJOINT": adjoint, "KEEP": True}
-            run.launch("walk_kernel", run.units * count, *start, **flags)
-        sums = _sums_of(now.view(-1), len(now), heads, channels)
-        programs = len(now) * call.B.shape[2]
-        run.launch("backward_kernel", programs, (kept[0], kept[1]), (*along, *sums), first)
-        total += torch.cat([part.double().sum(0).flatten() for part in sums])
-    dA, dbias, dD = total.split([heads, heads, heads * channels])
-    return dA, dbias, dD.view(heads, channels)
-
-
-def _sums_of(room: Tensor, slots: int, heads: int, channels: int) -> tuple[Tensor, ...]:
-    """dA and dbias (slots, H), dD (slots, H, P), one after the other in `room`."""
-    sizes = [slots * heads, slots * heads, slots * heads * channels]
-    dA, dbias, dD = room.split(sizes)
-    return dA.view(slots, heads), dbias.view(slots, heads), dD.view(slots, heads, channels)
+            start = (marks[adjoint], dinitial, kept[int(adjoint)], dinitial, first)
+            run.launch("walk_kernel", run.units * count, *start, ADJOINT=adjoint, KEEP=True)
+        programs, states = count * plan.chunks * call.B.shape[2], (kept[0], kept[1])
+        run.launch("into_kernel", programs, states, (dx, dB, added[2], *steps), first)
+        run.launch("out_kernel", programs, states, (dz, dC, ddt, *added[:2], *steps), first)
+        for part, sums in zip(added, total, strict=True):
+            sums += part[now].sum(0, dtype=torch.float64)
+    dA, dbias, dD = total
+    return dA, dbias, dD
 
 
 class _Run:
@@ -223,6 +222,10 @@ class _Run:
         inputs = (x, call.dt, z, call.B, call.C, dy)
         self.tables = self._tables() if self.packed else (x, x, x)
         self.shape = (heads, channels, call.B.shape[3], call.B.shape[2])
+        # Offsets within a tile, of which 32 bits are no more than enough.
+        largest = max(self.plan.steps, self.plan.width, self.plan.states)
+        strides = [tensor.stride(axis) for tensor in inputs for axis in (1, -1)]
+        self.wide = largest * max(strides) >= 1 << 30
         self._common = (
             inputs,
             tuple(tensor.stride() for tensor in inputs),
@@ -271,6 +274,7 @@ class _Run:
                 GIVEN=edge is not None,
                 ADJOINT=adjoint,
                 num_warps=4,
+                enable_fp_fusion=True,
             )
 
     def launch(self, name: str, programs: int, *arguments: Any, **flags: bool) -> None:
@@ -288,9 +292,11 @@ class _Run:
                 REVERSE=call.reverse,
                 PACKED=self.packed,
                 GATED=call.z is not None,
+                WIDE=self.wide,
                 **flags,
-                num_warps=8 if name == "backward_kernel" else 4,
-                num_stages=1 if name == "backward_kernel" else 2,
+                num_warps=_WARPS[name],
+                num_stages=_STAGES[name],
+                enable_fp_fusion=True,  # in words, since triton changes what it takes for granted
             )
 
     def _device(self) -> contextlib.AbstractContextManager[Any]:

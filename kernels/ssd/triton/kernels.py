@@ -3,7 +3,7 @@
 A chunk is STEPS positions of one sequence in the order of the walk, a segment `chunks` chunks of
 one sequence, the last of which may be short or missing. A unit is one head and a block of WIDTH of
 its channels. What lies past the end of a sequence is read as 0, with a step size of 0: it changes
-nothing. Offsets are 64-bit.
+nothing. Offsets are 64-bit, but for those within one tile unless WIDE: they take half the registers.
 
 Tuples that go from function to function:
 
@@ -14,6 +14,7 @@ Tuples that go from function to function:
     sizes    L, H, P, N, G, segments of a row, chunks of a segment, smallest and largest step size
     place    sequence, row, position of its first step, its length, first step of the segment
     unit     head, channels, which of them exist
+    chunk    position of its first step, which of its steps exist
 """
 
 # Triton's language, not Python: arguments are pointers and tuples of them. None of a kernel may be
@@ -63,37 +64,46 @@ _INTERPRETED = tl.constexpr(not isinstance(_sigmoid, triton.JITFunction))
 
 
 @triton.jit
-def _operand(rounded):
-    """Triton's interpreter multiplies the bits of a bfloat16 as if they were an integer."""
-    if _INTERPRETED:
-        return rounded.to(tl.float32)
-    return rounded
+def _product(a, b, acc, FORM: tl.constexpr):
+    """acc + a b, a' b or a b' of two tiles of one dtype.
+
+    Transposed last of all: a tile that goes through shared memory is then read the other way.
+    """
+    if _INTERPRETED:  # it multiplies the bits of a bfloat16 as if they were an integer
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    if FORM == "a' b":
+        a = tl.trans(a)
+    if FORM == "a b'":
+        b = tl.trans(b)
+    return tl.dot(a, b, acc, input_precision="tf32x3")
 
 
 @triton.jit
-def _dot(a, b, acc, EXACT: tl.constexpr, SPLIT: tl.constexpr):
-    """acc + a b, in float32. Unless EXACT the operands are rounded to bfloat16.
+def _dot(a, b, acc, EXACT: tl.constexpr, FORM: tl.constexpr, SPLIT: tl.constexpr = ""):
+    """acc + the product of a and b, in float32. Unless EXACT both are rounded to bfloat16.
 
-    SPLIT 1 (2) keeps 16 bits of a (of b), as the sum of two numbers: an operand that is no input
-    would otherwise be the second one whose rounding is in the result.
+    SPLIT keeps 16 bits of one of them, as the sum of two numbers: an operand that is no input would
+    otherwise be the second one whose rounding is in the result.
     """
     if EXACT:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32x3")
+        return _product(a.to(tl.float32), b.to(tl.float32), acc, FORM)
     high_a, high_b = a.to(tl.bfloat16), b.to(tl.bfloat16)
-    if SPLIT == 1:
+    if SPLIT == "a":
         low = (a.to(tl.float32) - high_a.to(tl.float32)).to(tl.bfloat16)
-        acc = tl.dot(_operand(low), _operand(high_b), acc)
-    if SPLIT == 2:
+        acc = _product(low, high_b, acc, FORM)
+    if SPLIT == "b":
         low = (b.to(tl.float32) - high_b.to(tl.float32)).to(tl.bfloat16)
-        acc = tl.dot(_operand(high_a), _operand(low), acc)
-    return tl.dot(_operand(high_a), _operand(high_b), acc)
+        acc = _product(high_a, low, acc, FORM)
+    return _product(high_a, high_b, acc, FORM)
 
 
 # Where a program is
 
 
 @triton.jit
-def _place(segment, packed, sizes, STEPS: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr):
+def _place(
+    segment, packed, sizes, STEPS: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr
+):
     """What a segment is of; of length 0 if it is of no sequence."""
     length, _, _, _, _, segments, chunks, _, _ = sizes
     segment = tl.cast(segment, tl.int64)
@@ -124,13 +134,13 @@ def _chunks_of(place, sizes, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _positions(place, chunk, STEPS: tl.constexpr, REVERSE: tl.constexpr):
-    """(STEPS,) positions of a chunk, and which of them exist."""
-    step = place[4] + tl.cast(chunk, tl.int64) * STEPS + tl.arange(0, STEPS)
+def _chunk(place, number, STEPS: tl.constexpr, REVERSE: tl.constexpr):
+    step = place[4] + tl.cast(number, tl.int64) * STEPS
     position = place[2] + step
     if REVERSE:
         position = place[2] - step
-    return position, step < place[3]
+    left = tl.cast(tl.minimum(place[3] - step, STEPS), tl.int32)
+    return position, tl.arange(0, STEPS) < left
 
 
 @triton.jit
@@ -145,28 +155,59 @@ def _unit(number, sizes, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _along(tensor, strides, place, position, there, unit):
+def _offsets(count: tl.constexpr, stride, WIDE: tl.constexpr):
+    """(count,) of elements that are `stride` apart."""
+    number = tl.arange(0, count)
+    if WIDE:
+        number = number.to(tl.int64)
+    return number * stride
+
+
+@triton.jit
+def _times(stride, STEPS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr):
+    """(STEPS,) offsets of the steps of a chunk from its first."""
+    if REVERSE:
+        stride = -stride
+    return _offsets(STEPS, stride, WIDE)
+
+
+@triton.jit
+def _along(
+    tensor, strides, place, chunk, unit, STEPS: tl.constexpr, REVERSE: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
     """(STEPS, WIDTH) of a tensor (B, L, H, P), in its dtype."""
     head, channel, inside = unit
-    at = place[1] * strides[0] + head * strides[2]
-    at += position[:, None] * strides[1] + tl.cast(channel, tl.int64)[None, :] * strides[3]
-    return tl.load(tensor + at, mask=there[:, None] & inside[None, :], other=0.0)
+    tensor += place[1] * strides[0] + chunk[0] * strides[1] + head * strides[2]
+    if WIDE:
+        channel = channel.to(tl.int64)
+    at = _times(strides[1], STEPS, REVERSE, WIDE)[:, None] + (channel * strides[3])[None, :]
+    return tl.load(tensor + at, mask=chunk[1][:, None] & inside[None, :], other=0.0)
 
 
 @triton.jit
-def _map(tensor, strides, place, position, there, group, sizes, STATES: tl.constexpr):
+def _map(
+    tensor, strides, place, chunk, group, sizes, STATES: tl.constexpr, STEPS: tl.constexpr,
+    REVERSE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """(STEPS, STATES) of a tensor (B, L, G, N), in its dtype."""
-    state = tl.arange(0, STATES)
-    at = place[1] * strides[0] + tl.cast(group, tl.int64) * strides[2]
-    at += position[:, None] * strides[1] + tl.cast(state, tl.int64)[None, :] * strides[3]
-    return tl.load(tensor + at, mask=there[:, None] & (state < sizes[3])[None, :], other=0.0)
+    tensor += place[1] * strides[0] + chunk[0] * strides[1] + tl.cast(group, tl.int64) * strides[2]
+    at = _times(strides[1], STEPS, REVERSE, WIDE)[:, None]
+    at += _offsets(STATES, strides[3], WIDE)[None, :]
+    inside = tl.arange(0, STATES) < sizes[3]
+    return tl.load(tensor + at, mask=chunk[1][:, None] & inside[None, :], other=0.0)
 
 
 @triton.jit
-def _steps(inputs, strides, bias, place, position, there, head, sizes, SOFTPLUS: tl.constexpr):
+def _steps(
+    inputs, strides, bias, place, chunk, head, sizes, SOFTPLUS: tl.constexpr, STEPS: tl.constexpr,
+    REVERSE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """(STEPS,) step sizes, 0 where no position exists, and their slopes by dt."""
-    at = place[1] * strides[1][0] + position * strides[1][1] + head * strides[1][2]
-    raw = tl.load(inputs[1] + at, mask=there, other=0.0).to(tl.float32) + tl.load(bias + head)
+    there = chunk[1]
+    dt = inputs[1] + place[1] * strides[1][0] + chunk[0] * strides[1][1] + head * strides[1][2]
+    dt += _times(strides[1][1], STEPS, REVERSE, WIDE)
+    raw = tl.load(dt, mask=there, other=0.0).to(tl.float32) + tl.load(bias + head)
     d = raw
     slope = tl.zeros_like(raw) + 1.0
     if SOFTPLUS:
@@ -192,10 +233,12 @@ def _sums(d, a):
 
 
 @triton.jit
-def _between(high, low, STEPS: tl.constexpr):
+def _between(high, low, STEPS: tl.constexpr, EXACT: tl.constexpr):
     """(t, s) what of position s is left at t; 0 where s > t. No positive sum is exponentiated."""
     t = tl.arange(0, STEPS)
-    sums = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    sums = high[:, None] - high[None, :]
+    if EXACT:  # below the rounding to bfloat16, and registers are few
+        sums += low[:, None] - low[None, :]
     return tl.exp(tl.where(t[:, None] >= t[None, :], sums, float("-inf")))
 
 
@@ -209,11 +252,12 @@ def _until(high, low, total):
 
 @triton.jit
 def _tile(unit, sizes, STATES: tl.constexpr):
-    """Offsets of (WIDTH, STATES) of a unit in an array (..., H, P, N), and which exist."""
+    """(WIDTH, STATES) of an array (H, P, N): offset of the head, offsets in it, which exist."""
     head, channel, inside = unit
     state = tl.arange(0, STATES)
-    at = (head * sizes[2] + tl.cast(channel, tl.int64)[:, None]) * sizes[3] + state[None, :]
-    return at, inside[:, None] & (state < sizes[3])[None, :]
+    at = (channel * sizes[3])[:, None] + state[None, :]
+    of_head = head * sizes[2] * sizes[3]
+    return of_head, at, inside[:, None] & (state < sizes[3])[None, :]
 
 
 @triton.jit
@@ -249,6 +293,7 @@ def walk_kernel(
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     GATED: tl.constexpr,
+    WIDE: tl.constexpr,
     ADJOINT: tl.constexpr,
     KEEP: tl.constexpr,
 ) -> None:
@@ -267,43 +312,57 @@ def walk_kernel(
     head = unit[0]
     group = head // (shape[0] // shape[3])
     a = tl.load(fixed[0] + head)
-    at, inside = _tile(unit, sizes, STATES)
+    of_head, at, inside = _tile(unit, sizes, STATES)
+    mark = marks + (segment * _state_size(sizes) + of_head)
     carry = tl.zeros([WIDTH, STATES], tl.float32)
     if KEEP:
-        carry = tl.load(marks + segment * _state_size(sizes) + at, mask=inside, other=0.0)
+        carry = tl.load(mark + at, mask=inside, other=0.0)
     passed = tl.zeros([], tl.float64)
     count = _chunks_of(place, sizes, STEPS)
     for k in range(count):
-        chunk = k
+        now = k
         if ADJOINT:
-            chunk = count - 1 - k
+            now = count - 1 - k
         if KEEP:
-            slot = (segment - first) * chunks + chunk
-            to = kept + slot * _state_size(sizes) + at
-            tl.store(to, carry.to(kept.dtype.element_ty), mask=inside)
-        position, there = _positions(place, chunk, STEPS, REVERSE)
-        d, _ = _steps(inputs, strides, fixed[2], place, position, there, head, sizes, SOFTPLUS)
+            slot = (segment - first) * chunks + now
+            to = kept + (slot * _state_size(sizes) + of_head)
+            tl.store(to + at, carry.to(kept.dtype.element_ty), mask=inside)
+        chunk = _chunk(place, now, STEPS, REVERSE)
+        d, _ = _steps(
+            inputs, strides, fixed[2], place, chunk, head, sizes, SOFTPLUS, STEPS, REVERSE, WIDE
+        )
         high, low, total = _sums(d, a)
         if ADJOINT:
-            u = _along(inputs[5], strides[5], place, position, there, unit).to(tl.float32)
+            u = _along(inputs[5], strides[5], place, chunk, unit, STEPS, REVERSE, WIDE).to(
+                tl.float32
+            )
             if GATED:
-                z = _along(inputs[2], strides[2], place, position, there, unit).to(tl.float32)
+                z = _along(inputs[2], strides[2], place, chunk, unit, STEPS, REVERSE, WIDE).to(
+                    tl.float32
+                )
                 u = u * z * _sigmoid(z)
-            v = _map(inputs[4], strides[4], place, position, there, group, sizes, STATES)
+            v = _map(
+                inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE
+            )
             weight = tl.exp(high)
         else:
-            u = _along(inputs[0], strides[0], place, position, there, unit).to(tl.float32)
-            v = _map(inputs[3], strides[3], place, position, there, group, sizes, STATES)
+            u = _along(inputs[0], strides[0], place, chunk, unit, STEPS, REVERSE, WIDE).to(
+                tl.float32
+            )
+            v = _map(
+                inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE
+            )
             weight = d * _until(high, low, total)
         passed += total
         carry = carry * _decay(total.to(tl.float32))
-        carry = _dot(tl.trans(u * weight[:, None]), v, carry, EXACT, 1)
+        carry = _dot(u * weight[:, None], v, carry, EXACT, "a' b", "a")
     if KEEP:
         if ADJOINT:
             if (place[4] == 0) & (place[3] > 0):
-                tl.store(edge + place[0] * _state_size(sizes) + at, carry, mask=inside)
+                edge += place[0] * _state_size(sizes) + of_head
+                tl.store(edge + at, carry, mask=inside)
     else:
-        tl.store(marks + segment * _state_size(sizes) + at, carry, mask=inside)
+        tl.store(mark + at, carry, mask=inside)
         if number % tl.cdiv(shape[1], WIDTH) == 0:
             tl.store(sums + segment * shape[0] + head, passed.to(tl.float32))
 
@@ -372,6 +431,7 @@ def forward_kernel(
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     GATED: tl.constexpr,
+    WIDE: tl.constexpr,
 ) -> None:
     """y of a segment, and the final state if it is the last of its sequence."""
     sizes = (length, shape[0], shape[1], shape[2], shape[3], segments, chunks, limits[0], limits[1])
@@ -383,139 +443,70 @@ def forward_kernel(
     group = head // (shape[0] // shape[3])
     a = tl.load(fixed[0] + head)
     skip = tl.load(fixed[1] + head * shape[1] + channel, mask=real, other=0.0)
-    at, inside = _tile(unit, sizes, STATES)
-    h = tl.load(marks + segment * _state_size(sizes) + at, mask=inside, other=0.0)
-    for chunk in range(_chunks_of(place, sizes, STEPS)):
-        position, there = _positions(place, chunk, STEPS, REVERSE)
-        d, _ = _steps(inputs, strides, fixed[2], place, position, there, head, sizes, SOFTPLUS)
+    of_head, at, inside = _tile(unit, sizes, STATES)
+    marks += segment * _state_size(sizes) + of_head
+    h = tl.load(marks + at, mask=inside, other=0.0)
+    for now in range(_chunks_of(place, sizes, STEPS)):
+        chunk = _chunk(place, now, STEPS, REVERSE)
+        d, _ = _steps(
+            inputs, strides, fixed[2], place, chunk, head, sizes, SOFTPLUS, STEPS, REVERSE, WIDE
+        )
         high, low, total = _sums(d, a)
-        x = _along(inputs[0], strides[0], place, position, there, unit)
-        b = _map(inputs[3], strides[3], place, position, there, group, sizes, STATES)
-        c = _map(inputs[4], strides[4], place, position, there, group, sizes, STATES)
-        out = _dot(c, tl.trans(h), tl.zeros([STEPS, WIDTH], tl.float32), EXACT, 0)
+        x = _along(inputs[0], strides[0], place, chunk, unit, STEPS, REVERSE, WIDE)
+        b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+        c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+        out = _dot(c, h, tl.zeros([STEPS, WIDTH], tl.float32), EXACT, "a b'")
         out = out * tl.exp(high)[:, None]
-        weights = _dot(c, tl.trans(b), tl.zeros([STEPS, STEPS], tl.float32), EXACT, 0)
-        weights = weights * _between(high, low, STEPS) * d[None, :]
-        out = _dot(weights, x, out, EXACT, 0)
+        weights = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+        weights = weights * _between(high, low, STEPS, EXACT) * d[None, :]
+        out = _dot(weights, x, out, EXACT, "a b")
         x = x.to(tl.float32)
         out += skip[None, :] * x
         if GATED:
-            z = _along(inputs[2], strides[2], place, position, there, unit).to(tl.float32)
+            z = _along(inputs[2], strides[2], place, chunk, unit, STEPS, REVERSE, WIDE).to(
+                tl.float32
+            )
             out = out * z * _sigmoid(z)
-        to = ((place[1] * length + position[:, None]) * shape[0] + head) * shape[1]
-        to += channel[None, :]
-        tl.store(y + to, out.to(y.dtype.element_ty), mask=there[:, None] & real[None, :])
+        to = y + ((place[1] * length + chunk[0]) * shape[0] + head) * shape[1]
+        to += _times(shape[0] * shape[1], STEPS, REVERSE, False)[:, None] + channel[None, :]
+        tl.store(to, out.to(y.dtype.element_ty), mask=chunk[1][:, None] & real[None, :])
         weight = d * _until(high, low, total)
         h = h * _decay(total.to(tl.float32))
-        h = _dot(tl.trans(x * weight[:, None]), b, h, EXACT, 1)
+        h = _dot(x * weight[:, None], b, h, EXACT, "a' b", "a")
     if (place[4] + tl.cast(chunks, tl.int64) * STEPS >= place[3]) & (place[3] > 0):
-        tl.store(final + place[0] * _state_size(sizes) + at, h, mask=inside)
+        final += place[0] * _state_size(sizes) + of_head
+        tl.store(final + at, h, mask=inside)
 
 
 @triton.jit
-def _straddling(pairs, from_before, to_after, STEPS: tl.constexpr):
-    """(t,) the sum of what goes through the decay at t: from s < t to t or later.
-
-    `pairs` (t, s) goes from s to t, `from_before` (t,) from before the chunk to t and `to_after`
-    (s,) from s to after the chunk. Every sum has terms of its own alone: a total from which others
-    are taken away would leave nothing where all is forgotten at once.
-    """
+def _pairs_across(pairs, STEPS: tl.constexpr):
+    """(u,) of `pairs` (t, s) the sum of those with s <= u < t."""
     t = tl.arange(0, STEPS)
-    pairs = tl.where(t[:, None] > t[None, :], pairs, 0.0)
-    running = tl.where(t[:, None] > t[None, :], tl.cumsum(pairs, 1), 0.0)
-    earlier = tl.sum(running, 0) + tl.cumsum(to_after, 0)
-    through = tl.where(t[None, :] == t[:, None] - 1, earlier[None, :], 0.0)
-    through += tl.where(t[None, :] >= t[:, None], from_before[None, :], 0.0)
-    return tl.sum(through, 1)
+    below = t[:, None] > t[None, :]
+    running = tl.cumsum(tl.where(below, pairs, 0.0), 1)
+    return tl.sum(tl.where(below, running, 0.0), 0)
 
 
 @triton.jit
-def _unit_back(
-    b,
-    c,
-    products,
-    dB,
-    dC,
-    d,
-    sums,
-    place,
-    slot,
-    position,
-    there,
-    unit,
-    inputs,
-    strides,
-    fixed,
-    sizes,
-    states,
-    outputs,
-    STEPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STATES: tl.constexpr,
-    EXACT: tl.constexpr,
-    GATED: tl.constexpr,
-):
-    """Gradients of a unit in a chunk: dB and dC with its addends, those of the step size.
+def _to_next(value, STEPS: tl.constexpr):
+    """(t,) value[t - 1], 0 at first."""
+    t = tl.arange(0, STEPS)
+    return tl.sum(tl.where(t[None, :] == t[:, None] - 1, value[None, :], 0.0), 1)
 
-    `products` (t, s) is C[t] B[s]. Of the step size: what its inflow gets, and what its decay gets.
-    """
-    high, low, total = sums
-    length, heads, width = sizes[0], sizes[1], sizes[2]
-    head, channel, real = unit
-    shift: tl.constexpr = 1 if GATED else 0
-    at, inside = _tile(unit, sizes, STATES)
-    at += slot * _state_size(sizes)
-    before = tl.load(states[0] + at, mask=inside, other=0.0)
-    after = tl.load(states[1] + at, mask=inside, other=0.0)
-    x = _along(inputs[0], strides[0], place, position, there, unit)
-    gy = _along(inputs[5], strides[5], place, position, there, unit)
-    skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
-    to = ((place[1] * length + position[:, None]) * heads + head) * width + channel[None, :]
-    mask = there[:, None] & real[None, :]
-    between = _between(high, low, STEPS)
-    since, until = tl.exp(high), _until(high, low, total)
-    if GATED:
-        z = _along(inputs[2], strides[2], place, position, there, unit).to(tl.float32)
-        gate = _sigmoid(z)
-        y = _dot(c, tl.trans(before), tl.zeros([STEPS, WIDTH], tl.float32), EXACT, 0)
-        y = _dot(products * between * d[None, :], x, y * since[:, None], EXACT, 0)
-        y += skip[None, :] * x.to(tl.float32)
-        gy = gy.to(tl.float32)
-        dz = gy * y * gate * (1.0 + z * (1.0 - gate))
-        tl.store(outputs[2] + to, dz.to(outputs[2].dtype.element_ty), mask=mask)
-        gy = gy * z * gate
 
-    weights = products * between
-    from_after = _dot(b, tl.trans(after), tl.zeros([STEPS, WIDTH], tl.float32), EXACT, 0)
-    from_after = from_after * until[:, None]
-    q = _dot(tl.trans(weights), gy, from_after, EXACT, 2 * shift)
-    dx = d[:, None] * q + skip[None, :] * gy.to(tl.float32)
-    tl.store(outputs[0] + to, dx.to(outputs[0].dtype.element_ty), mask=mask)
+@triton.jit
+def _from_here_on(value, STEPS: tl.constexpr):
+    """(t,) the sum of value[t] and all after it."""
+    t = tl.arange(0, STEPS)
+    return tl.sum(tl.where(t[None, :] >= t[:, None], value[None, :], 0.0), 1)
 
-    received = _dot(gy, tl.trans(x), tl.zeros([STEPS, STEPS], tl.float32), EXACT, shift)
-    received = received * between
-    by_inflow = tl.sum(received * products, 0)
-    received = received * d[None, :]
-    x_after = _dot(x, after, tl.zeros([STEPS, STATES], tl.float32), EXACT, 0)
-    dB += x_after * (d * until)[:, None]
-    dB = _dot(tl.trans(received), c, dB, EXACT, 0)
-    gy_before = _dot(gy, before, tl.zeros([STEPS, STATES], tl.float32), EXACT, shift)
-    gy_before = gy_before * since[:, None]
-    dC = _dot(received, b, dC + gy_before, EXACT, 0)
 
-    x = x.to(tl.float32)
-    to_after = tl.sum(from_after * x, 1)
-    from_before = tl.sum(gy_before * c.to(tl.float32), 1)
-    by_decay = _straddling(received * products, from_before, d * to_after, STEPS)
-    through = tl.sum(tl.sum(before.to(tl.float32) * after.to(tl.float32), 1), 0)
-    by_decay += _decay(total.to(tl.float32)) * through
-    dD = tl.sum(gy.to(tl.float32) * x, 0)
-    tl.store(outputs[7] + (slot * heads + head) * width + channel, dD, mask=real)
-    return dB, dC, by_inflow + to_after, by_decay
+# Every sum of what goes through the decay at t (from s < t to t or later) has terms of its own
+# alone: a total from which others are taken away would leave nothing where all is forgotten at once.
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def backward_kernel(
+def into_kernel(
     inputs,
     strides,
     fixed,
@@ -536,48 +527,177 @@ def backward_kernel(
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     GATED: tl.constexpr,
+    WIDE: tl.constexpr,
 ) -> None:
-    """Every gradient of one chunk and one group of heads.
+    """Gradients of what goes into the state, of one chunk and one group of heads.
 
     states: what enters the chunks of the segments from `first` on, and the gradient of what leaves
-    them. outputs: dx, ddt, dz, dB, dC and, by chunk, dA (H), dbias (H) and dD (H, P).
+    them. outputs: dx, dB, and by chunk dD (H, P), what the step sizes get as factors of the inflow
+    and what their decay gets, except for what `out_kernel` adds (H, STEPS each).
     """
     sizes = (length, shape[0], shape[1], shape[2], shape[3], segments, chunks, limits[0], limits[1])
-    heads, groups = shape[0], shape[3]
+    heads, width, groups = shape[0], shape[1], shape[3]
     slot = tl.cast(tl.program_id(0) // groups, tl.int64)
     group = tl.program_id(0) % groups
     place = _place(first + slot // chunks, packed, sizes, STEPS, REVERSE, PACKED)
-    position, there = _positions(place, slot % chunks, STEPS, REVERSE)
-    blocks = tl.cdiv(shape[1], WIDTH)
+    chunk = _chunk(place, slot % chunks, STEPS, REVERSE)
     if slot % chunks >= _chunks_of(place, sizes, STEPS):
         return
-    b = _map(inputs[3], strides[3], place, position, there, group, sizes, STATES)
-    c = _map(inputs[4], strides[4], place, position, there, group, sizes, STATES)
-    products = _dot(c, tl.trans(b), tl.zeros([STEPS, STEPS], tl.float32), EXACT, 0)
+    b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+    c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+    products = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
     dB = tl.zeros([STEPS, STATES], tl.float32)
-    dC = tl.zeros([STEPS, STATES], tl.float32)
-    for number in range(heads // groups):
-        head = tl.cast(group * (heads // groups) + number, tl.int64)
-        a = tl.load(fixed[0] + head)
-        d, slope = _steps(inputs, strides, fixed[2], place, position, there, head, sizes, SOFTPLUS)
-        sums = _sums(d, a)
-        by_inflow = tl.zeros([STEPS], tl.float32)
-        by_decay = tl.zeros([STEPS], tl.float32)
-        for block in range(blocks):
-            unit = _unit(head * blocks + block, sizes, WIDTH)
-            dB, dC, inflow, decay = _unit_back(
-                b, c, products, dB, dC, d, sums, place, slot, position, there, unit, inputs,
-                strides, fixed, sizes, states, outputs, STEPS, WIDTH, STATES, EXACT, GATED,
-            )  # fmt: skip
-            by_inflow += inflow
-            by_decay += decay
-        ddt = (by_inflow + a * by_decay) * slope
-        at = (place[1] * length + position) * heads + head
-        tl.store(outputs[1] + at, ddt.to(outputs[1].dtype.element_ty), mask=there)
-        tl.store(outputs[5] + slot * heads + head, tl.sum(by_decay * d, 0))
-        tl.store(outputs[6] + slot * heads + head, tl.sum(ddt, 0))
+    blocks = tl.cdiv(width, WIDTH)
+    for number in range(heads // groups * blocks):
+        unit = _unit(group * (heads // groups) * blocks + number, sizes, WIDTH)
+        head, channel, real = unit
+        d, _ = _steps(
+            inputs, strides, fixed[2], place, chunk, head, sizes, SOFTPLUS, STEPS, REVERSE, WIDE
+        )
+        high, low, total = _sums(d, tl.load(fixed[0] + head))
+        until = _until(high, low, total)
+        of_head, at, inside = _tile(unit, sizes, STATES)
+        of_head += slot * _state_size(sizes)
+        before = tl.load(states[0] + of_head + at, mask=inside, other=0.0).to(tl.float32)
+        after = tl.load(states[1] + of_head + at, mask=inside, other=0.0)
+        through = tl.sum(tl.sum(before * after.to(tl.float32), 1), 0)
+        through *= _decay(total.to(tl.float32))
+        x = _along(inputs[0], strides[0], place, chunk, unit, STEPS, REVERSE, WIDE)
+        gy = _along(inputs[5], strides[5], place, chunk, unit, STEPS, REVERSE, WIDE)
+        if GATED:
+            z = _along(inputs[2], strides[2], place, chunk, unit, STEPS, REVERSE, WIDE)
+            gy = gy.to(tl.float32) * (z.to(tl.float32) * _sigmoid(z.to(tl.float32)))
+
+        between = _between(high, low, STEPS, EXACT)
+        received = _dot(
+            gy, x, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'", "a" if GATED else ""
+        )
+        received = received * between
+        by_inflow = tl.sum(received * products, 0)
+        dB = _dot(received * d[None, :], c, dB, EXACT, "a' b")
+        dB = _dot(x.to(tl.float32) * (d * until)[:, None], after, dB, EXACT, "a b", "a")
+
+        q = _dot(b, after, tl.zeros([STEPS, WIDTH], tl.float32), EXACT, "a b'") * until[:, None]
+        to_after = tl.sum(q * x.to(tl.float32), 1)
+        q = _dot(products * between, gy, q, EXACT, "a' b", "b" if GATED else "")
+        gy = gy.to(tl.float32)
+        skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
+        dx = outputs[0] + ((place[1] * length + chunk[0]) * heads + head) * width
+        dx += _times(heads * width, STEPS, REVERSE, False)[:, None] + channel[None, :]
+        found = (d[:, None] * q + skip[None, :] * gy).to(outputs[0].dtype.element_ty)
+        tl.store(dx, found, mask=chunk[1][:, None] & real[None, :])
+
+        to = (slot * heads * blocks + head * blocks + number % blocks) * STEPS + tl.arange(0, STEPS)
+        by_decay = _to_next(tl.cumsum(d * to_after, 0), STEPS) + through
+        tl.store(outputs[3] + to, by_inflow + to_after)
+        tl.store(outputs[4] + to, by_decay)
+        dD = tl.sum(gy * x.to(tl.float32), 0)
+        tl.store(outputs[2] + (slot * heads + head) * width + channel, dD, mask=real)
     state = tl.arange(0, STATES)
-    to = ((place[1] * length + position[:, None]) * groups + group) * shape[2] + state[None, :]
-    mask = there[:, None] & (state < shape[2])[None, :]
-    tl.store(outputs[3] + to, dB.to(outputs[3].dtype.element_ty), mask=mask)
-    tl.store(outputs[4] + to, dC.to(outputs[4].dtype.element_ty), mask=mask)
+    to = outputs[1] + ((place[1] * length + chunk[0]) * groups + group) * shape[2]
+    to += _times(groups * shape[2], STEPS, REVERSE, False)[:, None] + state[None, :]
+    mask = chunk[1][:, None] & (state < shape[2])[None, :]
+    tl.store(to, dB.to(outputs[1].dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def out_kernel(
+    inputs,
+    strides,
+    fixed,
+    packed,
+    shape,
+    length,
+    segments,
+    chunks,
+    limits,
+    states,
+    outputs,
+    first,
+    STEPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STATES: tl.constexpr,
+    EXACT: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    GATED: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> None:
+    """Gradients of what comes out of the state, of one chunk and one group of heads.
+
+    After `into_kernel`, with its `states`. outputs: dz, dC, ddt; by chunk dA (H), dbias (H); the
+    two that `into_kernel` has left for the step sizes.
+    """
+    sizes = (length, shape[0], shape[1], shape[2], shape[3], segments, chunks, limits[0], limits[1])
+    heads, width, groups = shape[0], shape[1], shape[3]
+    slot = tl.cast(tl.program_id(0) // groups, tl.int64)
+    group = tl.program_id(0) % groups
+    place = _place(first + slot // chunks, packed, sizes, STEPS, REVERSE, PACKED)
+    chunk = _chunk(place, slot % chunks, STEPS, REVERSE)
+    if slot % chunks >= _chunks_of(place, sizes, STEPS):
+        return
+    b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+    c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
+    products = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+    dC = tl.zeros([STEPS, STATES], tl.float32)
+    by_inflow = tl.zeros([STEPS], tl.float32)
+    by_decay = tl.zeros([STEPS], tl.float32)
+    blocks = tl.cdiv(width, WIDTH)
+    for number in range(heads // groups * blocks):
+        unit = _unit(group * (heads // groups) * blocks + number, sizes, WIDTH)
+        head, channel, real = unit
+        a = tl.load(fixed[0] + head)
+        d, slope = _steps(
+            inputs, strides, fixed[2], place, chunk, head, sizes, SOFTPLUS, STEPS, REVERSE, WIDE
+        )
+        high, low, _ = _sums(d, a)
+        since = tl.exp(high)
+        between = _between(high, low, STEPS, EXACT) * d[None, :]
+        of_head, at, inside = _tile(unit, sizes, STATES)
+        of_head += slot * _state_size(sizes)
+        before = tl.load(states[0] + of_head + at, mask=inside, other=0.0)
+        x = _along(inputs[0], strides[0], place, chunk, unit, STEPS, REVERSE, WIDE)
+        gy = _along(inputs[5], strides[5], place, chunk, unit, STEPS, REVERSE, WIDE)
+        y = _dot(c, before, tl.zeros([STEPS, WIDTH], tl.float32), EXACT, "a b'") * since[:, None]
+        if GATED:
+            z = _along(inputs[2], strides[2], place, chunk, unit, STEPS, REVERSE, WIDE)
+            z = z.to(tl.float32)
+            gate = _sigmoid(z)
+            skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
+            whole = _dot(products * between, x, y, EXACT, "a b") + skip[None, :] * x.to(tl.float32)
+            dz = outputs[0] + ((place[1] * length + chunk[0]) * heads + head) * width
+            dz += _times(heads * width, STEPS, REVERSE, False)[:, None] + channel[None, :]
+            found = gy.to(tl.float32) * whole * gate * (1.0 + z * (1.0 - gate))
+            mask = chunk[1][:, None] & real[None, :]
+            tl.store(dz, found.to(outputs[0].dtype.element_ty), mask=mask)
+            gy = gy.to(tl.float32) * z * gate
+        from_before = tl.sum(y * gy.to(tl.float32), 1)
+
+        received = _dot(
+            gy, x, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'", "a" if GATED else ""
+        )
+        received = received * between
+        across = _pairs_across(received * products, STEPS)
+        dC = _dot(received, b, dC, EXACT, "a b")
+        dC = _dot(gy.to(tl.float32) * since[:, None], before, dC, EXACT, "a b", "a")
+
+        left = (slot * heads * blocks + head * blocks + number % blocks) * STEPS
+        left += tl.arange(0, STEPS)
+        by_inflow += tl.load(outputs[5] + left)
+        by_decay += tl.load(outputs[6] + left)
+        by_decay += _to_next(across, STEPS) + _from_here_on(from_before, STEPS)
+        if number % blocks == blocks - 1:
+            ddt = (by_inflow + a * by_decay) * slope
+            to = outputs[2] + (place[1] * length + chunk[0]) * heads + head
+            to += _times(heads, STEPS, REVERSE, False)
+            tl.store(to, ddt.to(outputs[2].dtype.element_ty), mask=chunk[1])
+            tl.store(outputs[3] + slot * heads + head, tl.sum(by_decay * d, 0))
+            tl.store(outputs[4] + slot * heads + head, tl.sum(ddt, 0))
+            by_inflow = tl.zeros([STEPS], tl.float32)
+            by_decay = tl.zeros([STEPS], tl.float32)
+    state = tl.arange(0, STATES)
+    to = outputs[1] + ((place[1] * length + chunk[0]) * groups + group) * shape[2]
+    to += _times(groups * shape[2], STEPS, REVERSE, False)[:, None] + state[None, :]
+    mask = chunk[1][:, None] & (state < shape[2])[None, :]
+    tl.store(to, dC.to(outputs[1].dtype.element_ty), mask=mask)
