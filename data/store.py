@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,7 +25,15 @@ from dnassm.data.genome import Genome, genome_digest
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, SplitRule, parse_split
 from dnassm.data.store_shards import drop_shards, shards
-from dnassm.data.store_writer import Part, Progress, StoredContig, Write, twice, write_part
+from dnassm.data.store_writer import (
+    Block,
+    Part,
+    Progress,
+    StoredContig,
+    Write,
+    twice,
+    write_part,
+)
 from dnassm.errors import ArtifactError, ConfigError, DnassmError
 from dnassm.provenance import write_run_json
 
@@ -33,6 +41,7 @@ FORMAT = "dnassm-genome"
 VERSION = 1
 _CODES = "codes.bin"
 _HEADER = "store.json"
+_FLUSH_BYTES = 1 << 25
 
 
 class GenomeStore(Genome):
@@ -208,8 +217,9 @@ def _write(
         if before is not None:
             shutil.copyfile(before.path / _CODES, folder / _CODES)
         with (folder / _CODES).open("ab") as codes:
+            write = _flushing(codes)
             for path in inputs.fastas:
-                joined.add(write_part_of(path, codes.write), path)
+                joined.add(write_part_of(path, write), path)
         write_json(folder / _HEADER, _header(joined.contigs, rule, joined.sources))
         write_run_json(
             folder,
@@ -245,6 +255,25 @@ class _Joined:
             self.contigs.append(dataclasses.replace(contig, offset=self._length))
             self._length += contig.length
         self.sources.append(part.source)
+
+
+def _flushing(file: BinaryIO) -> Write:
+    """Write to a file that is flushed to the disk now and then, while the next bases are parsed.
+
+    All at the end would cost as much again as writing, and a genome of unwritten memory until then.
+    """
+    waiting = 0
+
+    def write(block: Block) -> None:
+        nonlocal waiting
+        file.write(block)
+        waiting += len(block)
+        if waiting >= _FLUSH_BYTES:
+            file.flush()
+            os.fsync(file.fileno())
+            waiting = 0
+
+    return write
 
 
 def _cores() -> int:
