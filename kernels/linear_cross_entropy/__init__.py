@@ -29,6 +29,7 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    check: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Compute -w log softmax(weight hidden + bias)[target] in nats, and how much was counted.
@@ -45,6 +46,8 @@ def linear_cross_entropy(
         reduction: "mean" divides the weighted sum by the sum of the weights of what is not
             ignored, and is 0, with gradients of 0, where that is 0; "sum"; or "none": (...), 0
             where ignored.
+        check: look for targets that are out of range. On a GPU that waits for the device; without
+            it, and while a CUDA graph is captured, their loss is NaN. On a CPU they are looked at.
         backend: "auto" or a name in ``BACKENDS.all()``.
 
     Returns:
@@ -54,8 +57,7 @@ def linear_cross_entropy(
 
     Raises:
         ShapeError: a shape, dtype or device does not fit, or a target is out of range; the message
-            names it. To look at the targets waits for the device; while a CUDA graph is captured
-            they are not looked at.
+            names it.
         ConfigError: an option has no such value.
         BackendError: the backend asked for cannot run here.
     """
@@ -69,7 +71,8 @@ def linear_cross_entropy(
             f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
         )
     losses: Tensor
-    losses, _ = op.losses(hidden, weight, bias, targets, ignore_index, label_smoothing, backend)
+    given = (hidden, weight, bias, targets, ignore_index, label_smoothing)
+    losses, _ = op.losses(*given, backend, check)
     counted = targets != ignore_index
     count = counted.sum()
     if weights is not None:

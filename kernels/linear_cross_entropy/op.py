@@ -24,7 +24,9 @@ _ARGUMENTS = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
     "float smoothing, str backend"
 )
-_LIBRARY.define(f"linear_cross_entropy({_ARGUMENTS}) -> (Tensor losses, Tensor lse)", tags=_TAGS)
+_LIBRARY.define(
+    f"linear_cross_entropy({_ARGUMENTS}, bool check) -> (Tensor losses, Tensor lse)", tags=_TAGS
+)
 _LIBRARY.define(
     f"linear_cross_entropy_backward({_ARGUMENTS}, Tensor lse, Tensor dlosses) "
     "-> (Tensor, Tensor, Tensor)",
@@ -36,14 +38,12 @@ losses_backward = torch.ops.dnassm.linear_cross_entropy_backward.default
 
 
 def _check_targets(call: Loss) -> None:
-    """Look at the numbers of `targets`; not while a CUDA graph is captured: it would wait.
+    """Look at the numbers of `targets`.
 
     Raises:
         ShapeError: one is neither ignore_index nor in [0, V).
     """
     targets = call.targets
-    if targets.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
     bad = (targets < 0) | (targets >= call.vocabulary)
     bad &= targets != call.ignore_index
     if not bad.any():
@@ -56,18 +56,26 @@ def _check_targets(call: Loss) -> None:
     )
 
 
+def _captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = Loss(*arguments[:-1])
-    _check_targets(call)
-    chosen = BACKENDS.choose(arguments[-1], call)
+    *given, backend, check = arguments
+    call = Loss(*given)
+    # To look waits for a GPU, which a CUDA graph that is captured must not.
+    if call.hidden.is_cpu or (check and not _captured(call.hidden)):
+        _check_targets(call)
+    chosen = BACKENDS.choose(backend, call)
     with without_autocast(call.hidden.device):
         result: tuple[Tensor, Tensor] = chosen.forward(call)
     return result
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = Loss(*arguments[:-1])
-    BACKENDS.choose(arguments[-1], call)
+    *given, backend, _ = arguments
+    call = Loss(*given)
+    BACKENDS.choose(backend, call)
     found = call.hidden.new_empty(call.targets.shape, dtype=call.inner)
     return found, torch.empty_like(found)
 
@@ -92,14 +100,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs[:4], output[1])
-    ctx.options = inputs[4:]
+    ctx.options = inputs[4:-1]
 
 
 def _differentiate(ctx: Any, dlosses: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     *tensors, lse = ctx.saved_tensors
     dlosses = torch.zeros_like(lse) if dlosses is None else dlosses
     dhidden, dweight, dbias = losses_backward(*tensors, *ctx.options, lse, dlosses)
-    return dhidden, dweight, None if tensors[2] is None else dbias, None, None, None, None
+    found = (dhidden, dweight, None if tensors[2] is None else dbias)
+    return (*found, None, None, None, None, None)
 
 
 def _refuse(ctx: Any, *_: Any) -> None:

@@ -42,6 +42,7 @@ def forward(call: Loss) -> tuple[Tensor, Tensor]:
         wanted = logits.gather(1, targets).squeeze(1)
         if call.smoothing:
             wanted = torch.lerp(wanted, logits.mean(1), call.smoothing)
+        wanted.masked_fill_(work.targets[tokens] != targets.squeeze(1), torch.nan)
         losses.view(-1)[tokens] = torch.where(counted, found - wanted, 0.0)
         lse.view(-1)[tokens] = found
     return losses, lse
@@ -103,7 +104,7 @@ class _Work:
         return logits if self.bias is None else logits.add_(self.bias)
 
     def wanted(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Targets (tokens, 1), 0 where there is none, and which tokens (tokens,) count."""
+        """Targets (tokens, 1), some entry where there is none, and which tokens (tokens,) count."""
         targets = self.targets[tokens]
-        counted = targets != self.call.ignore_index
-        return targets.where(counted, 0).unsqueeze(1), counted
+        entry = targets.clamp(0, self.call.vocabulary - 1)
+        return entry.unsqueeze(1), targets != self.call.ignore_index

@@ -382,9 +382,9 @@ def test_the_operators_keep_what_torch_asks_of_them(name):
     inputs = {n: t.requires_grad_() for n, t in case.inputs(torch.float32).items()}
     hidden, weight, bias = (inputs.get(n) for n in ("hidden", "weight", "bias"))
     options = (case.options()["targets"], -100, case.smoothing, "auto")
-    torch.library.opcheck(op.losses, (hidden, weight, bias, *options))
+    torch.library.opcheck(op.losses, (hidden, weight, bias, *options, True))
     plain = [None if t is None else t.detach() for t in (hidden, weight, bias)]
-    _, lse = op.losses(*plain, *options)
+    _, lse = op.losses(*plain, *options, True)
     torch.library.opcheck(op.losses_backward, (*plain, *options, lse, torch.randn(lse.shape)))
 
 
@@ -482,6 +482,17 @@ def test_a_bad_option_is_named():
         linear_cross_entropy(**GOOD, label_smoothing=1.5)
     with pytest.raises(ConfigError, match='reduction must be "mean", "sum" or "none", got \'max\''):
         linear_cross_entropy(**GOOD, reduction="max")
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_bad_target_that_nobody_looked_at_has_a_loss_of_nan(monkeypatch, backend):
+    monkeypatch.setattr(op, "_check_targets", lambda _: None)
+    hidden, targets = torch.ones(4, 3, requires_grad=True), torch.tensor([0, 5, -100, -7])
+    losses, _ = linear_cross_entropy(
+        hidden, torch.ones(5, 3), targets, reduction="none", check=False, backend=backend
+    )
+    assert losses.isnan().tolist() == [False, True, False, True]
+    losses.sum().backward()
 
 
 def test_an_unknown_backend_is_named_with_those_that_exist():

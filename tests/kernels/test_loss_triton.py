@@ -45,6 +45,7 @@ CHOSEN = [
     "test_the_mean_over_many_tokens_keeps_its_gradient_in_float16",
     "test_a_token_alone_is_that_token_in_its_batch",
     "test_programs_that_take_several_tiles_give_the_same",
+    "test_a_bad_target_that_nobody_looked_at_has_a_loss_of_nan",
     "test_every_run_gives_the_same_bits",
     "test_nothing_beside_a_tensor_is_read_or_written",
 ]

@@ -50,10 +50,10 @@ def forward(
     target = tl.load(targets + at, mask=at < rows, other=ignored)
     most = tl.max(logits, 1)
     lse = most + tl.log(tl.sum(tl.exp(logits - most[:, None]), 1))
-    of_target = tl.sum(tl.where(entry == target[:, None], logits, 0.0), 1)
-    mean = tl.sum(tl.where(entry < vocabulary, logits, 0.0), 1) / vocabulary
-    loss = lse - of_target - smoothing * (mean - of_target)
-    # Out of range: only a call that is captured in a graph comes here with one.
+    finite = tl.where(entry < vocabulary, logits, 0.0)
+    of_target = tl.sum(tl.where(entry == target[:, None], finite, 0.0), 1)
+    loss = lse - of_target - smoothing * (tl.sum(finite, 1) / vocabulary - of_target)
+    # One that is out of range comes here where nobody looked at the targets.
     loss = tl.where((target < 0) | (target >= vocabulary), float("nan"), loss)
     tl.store(losses + at, tl.where(target == ignored, 0.0, loss), mask=at < rows)
     tl.store(sums + at, lse, mask=at < rows)
