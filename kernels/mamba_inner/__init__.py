@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dnassm.errors import ShapeError
+from dnassm.kernels.backends import Backends
 from dnassm.kernels.mamba_inner import op
 from dnassm.kernels.mamba_inner.arguments import (
     DEFAULT_KEEP,
@@ -24,7 +25,10 @@ from dnassm.kernels.mamba_inner.arguments import (
 )
 from dnassm.kernels.mamba_inner.composed import composed
 
-__all__ = ["State", "Walk", "mamba_inner"]
+__all__ = ["BACKENDS", "State", "Walk", "mamba_inner"]
+
+BACKENDS = Backends(__package__)
+"""Ways to compute the block; what its two operators run on is theirs to choose."""
 
 
 @overload

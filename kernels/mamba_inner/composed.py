@@ -9,6 +9,13 @@ from dnassm.kernels.causal_conv1d import causal_conv1d
 from dnassm.kernels.mamba_inner.arguments import Block, State, Walk, splits
 from dnassm.kernels.selective_scan import selective_scan
 
+PRIORITY = 0
+
+
+def supports(block: Block) -> str | None:
+    """Runs wherever its operators do."""
+    return None
+
 
 def composed(block: Block) -> tuple[Tensor, list[State]]:
     """y and the states of every walk; shapes as in `mamba_inner`."""

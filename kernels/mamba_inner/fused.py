@@ -26,7 +26,14 @@ from dnassm.kernels.mamba_inner.arguments import (
 from dnassm.kernels.selective_scan.arguments import Scan
 from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
 
+PRIORITY = 10
+
 Kept = dict[Key, Tensor]
+
+
+def supports(block: Block) -> str | None:
+    """Runs wherever its operators do."""
+    return None
 
 
 class States(NamedTuple):

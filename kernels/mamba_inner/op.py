@@ -56,9 +56,10 @@ def _block(
 
 def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     block = _block(*arguments)
+    check_data("mamba_inner", block.x, block.cu_seqlens, None)
     for walk in block.walks:
-        check_data("mamba_inner", block.x, block.cu_seqlens, walk.conv_state)
-        check_data("mamba_inner", block.x, None, walk.ssm_state)
+        for state in (walk.conv_state, walk.ssm_state):
+            check_data("mamba_inner", block.x, None, state)
     forward = fused.Forward(block)
     with torch.no_grad(), without_autocast(block.x.device):
         forward.run()

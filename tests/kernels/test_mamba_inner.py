@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dnassm.errors import BackendError, ShapeError
-from dnassm.kernels.mamba_inner import Walk, arguments, mamba_inner, op
+from dnassm.kernels.laws import Probe, errors, laws
+from dnassm.kernels.mamba_inner import Walk, arguments, checks, mamba_inner, op
 from dnassm.kernels.mamba_inner.arguments import KEEP, STATES, TENSORS
 from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
 
@@ -394,6 +395,15 @@ def test_a_second_derivative_is_refused():
     (dx,) = torch.autograd.grad(inputs.run()[0].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"mamba_inner: a second derivative .* fused=False"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_the_laws_of_every_op_hold(dtype):
+    probe = Probe(checks.SUBJECT, dtype, 64, 32, torch.device("cpu"))
+    for law in laws(probe):
+        found, bound = errors(*law.compare(probe)), law.bound(probe)
+        beyond = {name: error for name, error in found.items() if not error.within(bound)}
+        assert not beyond, law.name
 
 
 # What is said of a bad argument
