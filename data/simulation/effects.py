@@ -9,7 +9,7 @@ base one that the background chain expects about as much in its place.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Effect:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """A change in the reading direction of a mark: offset in it, and the new base there."""
 
     offset: int
@@ -53,19 +53,34 @@ class _Change:
 
 
 def plant_effects(
-    part: Part, start: int, end: int, *, per_effect: int, rng: np.random.Generator
+    part: Part,
+    start: int,
+    end: int,
+    *,
+    per_effect: int,
+    rng: np.random.Generator,
+    kinds: Kinds | None = None,
 ) -> list[Effect]:
     """Draw variants in [start, end) of a contig: up to `per_effect` of each effect, by position.
 
     Each motif, codon and background stretch gives one variant of its kind at most; the kinds of an
     effect are drawn evenly until one of them runs out.
+
+    Args:
+        part: the contig with its marks.
+        start: first base of the stretch, 0-based.
+        end: its end.
+        per_effect: variants of each effect.
+        rng: source of every draw.
+        kinds: effect -> site -> type of the marks and the changes they allow; the bacterial ones
+            when None.
     """
     taken: set[int] = set()
     found: list[Effect] = []
     marks = [mark for mark in part.marks if start <= mark.start and mark.end <= end]
-    for effect, kinds in _KINDS.items():
-        quota = -(-per_effect // len(kinds))
-        for site, (mark_type, changes) in kinds.items():
+    for effect, sites in (kinds or _KINDS).items():
+        quota = -(-per_effect // len(sites))
+        for site, (mark_type, changes) in sites.items():
             candidates = [mark for mark in marks if mark.type == mark_type]
             order = rng.permutation(len(candidates))
             drawn = (candidates[index] for index in order)
@@ -76,13 +91,15 @@ def plant_effects(
     return sorted(found, key=lambda planted: planted.position)
 
 
-_Changes = Callable[[Codes, np.random.Generator], list[_Change]]
+Changes = Callable[[Codes, np.random.Generator], list[Change]]
+"""From the codes of a mark in its reading direction, the changes that have the effect."""
+Kinds = Mapping[str, Mapping[str, tuple[str, Changes]]]
 
 
 def _plant(
     codes: Codes,
     marks: Iterator[Mark],
-    changes: _Changes,
+    changes: Changes,
     taken: set[int],
     rng: np.random.Generator,
 ) -> Iterator[tuple[int, int, str]]:
@@ -102,12 +119,12 @@ def _plant(
             yield position, alt, dict(mark.attributes).get("Parent", "")
 
 
-def _break_box(motif: str) -> _Changes:
+def _break_box(motif: str) -> Changes:
     consensus, weights = BOXES[motif]
 
-    def changes(read: Codes, _rng: np.random.Generator) -> list[_Change]:
+    def changes(read: Codes, _rng: np.random.Generator) -> list[Change]:
         return [
-            _Change(offset, int(weights[offset].argmin()))
+            Change(offset, int(weights[offset].argmin()))
             for offset, base in enumerate(consensus)
             if "ACGT"[read[offset]] == base and weights[offset].max() >= _LEAST_CONSENSUS
         ]
@@ -115,20 +132,20 @@ def _break_box(motif: str) -> _Changes:
     return changes
 
 
-def _break_start(read: Codes, _rng: np.random.Generator) -> list[_Change]:
+def _break_start(read: Codes, _rng: np.random.Generator) -> list[Change]:
     return [
         change
-        for change in _substitutions(read[:3], 0)
+        for change in substitutions(read[:3], 0)
         if _codon_after(read[:3], 0, change) not in START_CODONS
     ]
 
 
-def _stop_early(read: Codes, rng: np.random.Generator) -> list[_Change]:
-    return _one_codon(read, rng, lambda _old, new: new in STOP_CODONS)
+def _stop_early(read: Codes, rng: np.random.Generator) -> list[Change]:
+    return one_codon(read, rng, lambda _old, new: new in STOP_CODONS)
 
 
-def _synonymous(read: Codes, rng: np.random.Generator) -> list[_Change]:
-    return _one_codon(read, rng, _similar)
+def _synonymous(read: Codes, rng: np.random.Generator) -> list[Change]:
+    return one_codon(read, rng, _similar)
 
 
 def _similar(old: str, new: str) -> bool:
@@ -138,17 +155,17 @@ def _similar(old: str, new: str) -> bool:
     return bool(1 / _SIMILAR_CODONS <= ratio <= _SIMILAR_CODONS)
 
 
-def _one_codon(
+def one_codon(
     read: Codes, rng: np.random.Generator, accept: Callable[[str, str], bool]
-) -> list[_Change]:
-    """Substitutions accepted in one codon, the first that has any in a random order."""
+) -> list[Change]:
+    """Substitutions accepted from old to new codon, of the first in a random order with any."""
     count = len(read) // 3
     for index in rng.permutation(np.arange(_FIRST_CODONS, int(count * _NONSENSE_SHARE))).tolist():
         first = 3 * index
         old = _letters(read[first : first + 3])
         accepted = [
             change
-            for change in _substitutions(read[first : first + 3], first)
+            for change in substitutions(read[first : first + 3], first)
             if accept(old, _codon_after(read[first : first + 3], first, change))
         ]
         if accepted:
@@ -156,7 +173,7 @@ def _one_codon(
     return []
 
 
-def _unremarkable(read: Codes, rng: np.random.Generator) -> list[_Change]:
+def _unremarkable(read: Codes, rng: np.random.Generator) -> list[Change]:
     """A background base and one that its neighbours make about as likely."""
     if len(read) < 5:
         return []
@@ -164,7 +181,7 @@ def _unremarkable(read: Codes, rng: np.random.Generator) -> list[_Change]:
     around = read[offset - 2 : offset + 3].copy()
     before = _background_bits(around)
     accepted = []
-    for change in _substitutions(read[offset : offset + 1], offset):
+    for change in substitutions(read[offset : offset + 1], offset):
         around[2] = change.alt
         if abs(_background_bits(around) - before) <= _SIMILAR_BACKGROUND_BITS:
             accepted.append(change)
@@ -178,16 +195,17 @@ def _background_bits(five: Codes) -> float:
     return float(-np.log2(np.prod(chances)))
 
 
-def _substitutions(read: Codes, first: int) -> list[_Change]:
+def substitutions(read: Codes, first: int) -> list[Change]:
+    """Every other base at every place of `read`, which begins at base `first` of the mark."""
     return [
-        _Change(first + offset, alt)
+        Change(first + offset, alt)
         for offset, base in enumerate(read.tolist())
         for alt in range(4)
         if alt != base
     ]
 
 
-def _codon_after(codon: Codes, first: int, change: _Change) -> str:
+def _codon_after(codon: Codes, first: int, change: Change) -> str:
     changed = codon.copy()
     changed[change.offset - first] = change.alt
     return _letters(changed)
@@ -197,7 +215,7 @@ def _letters(codon: Codes) -> str:
     return CODONS[16 * int(codon[0]) + 4 * int(codon[1]) + int(codon[2])]
 
 
-_KINDS: dict[str, dict[str, tuple[str, _Changes]]] = {
+_KINDS: dict[str, dict[str, tuple[str, Changes]]] = {
     "motif_breaking": {
         "minus_10": ("minus_10_signal", _break_box("minus_10")),
         "minus_35": ("minus_35_signal", _break_box("minus_35")),
