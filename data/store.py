@@ -32,6 +32,7 @@ from dnassm.data.store_writer import (
     StoredContig,
     Write,
     twice,
+    usable_cores,
     write_part,
 )
 from dnassm.errors import ArtifactError, ConfigError, DnassmError
@@ -186,7 +187,7 @@ class _Inputs:
     @contextlib.contextmanager
     def open(self, out: Path) -> Iterator[Callable[[Path, Write], Part]]:
         """Yield what writes the codes of a file and says what they are."""
-        if self._jobs > 1:
+        if self._jobs > 1 and len(self.fastas) > 1:
             with shards(self.fastas, out, jobs=self._jobs, progress=self._progress) as copy:
                 yield copy
         else:
@@ -200,7 +201,7 @@ class _Inputs:
             if self._progress is not None:
                 self._progress(done + position)
 
-        part = write_part(path, write, threads=_cores() > 1, progress=report)
+        part = write_part(path, write, threads=usable_cores() > 1, progress=report)
         self._done += part.source["bytes"]
         return part
 
@@ -274,13 +275,6 @@ def _flushing(file: BinaryIO) -> Write:
             waiting = 0
 
     return write
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def input_bytes(fastas: Sequence[Path]) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dnassm.artifact import read_json, staged_file, write_json
-from dnassm.data.store_writer import Part, Progress, StoredContig, Write, write_part
+from dnassm.data.store_writer import Part, Progress, StoredContig, Write, usable_cores, write_part
 from dnassm.errors import ArtifactError
 
 _VERSION = 1
@@ -115,10 +115,10 @@ def _make_all(fastas: Sequence[Path], folder: Path, jobs: int, progress: Progres
     context = multiprocessing.get_context("spawn")
     shared = context.Value("q", 0)
     stop = context.Event()
-    with concurrent.futures.ProcessPoolExecutor(
-        min(jobs, len(missing)), context, _start, (shared, stop)
-    ) as pool:
-        futures = [pool.submit(_make, path, folder) for path in missing]
+    workers = min(jobs, len(missing))
+    threads = usable_cores() >= 2 * workers
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (shared, stop)) as pool:
+        futures = [pool.submit(_make, path, folder, threads) for path in missing]
         try:
             for path, future in zip(missing, futures, strict=True):
                 while not concurrent.futures.wait([future], _LOOK_S).done:
@@ -168,7 +168,7 @@ def _end_with_parent() -> None:
         os._exit(1)  # the queue it waits at stays open without the parent
 
 
-def _make(path: Path, folder: Path) -> None:
+def _make(path: Path, folder: Path, threads: bool) -> None:  # noqa: FBT001  a pool calls it
     """In a process of the pool: make the shard of a file."""
     key = _key(path)
     identity = _identity(path)
@@ -183,7 +183,7 @@ def _make(path: Path, folder: Path) -> None:
         read = position
 
     with staged_file(folder / f"{key}.codes") as staging, staging.open("wb") as codes:
-        part = write_part(path, codes.write, threads=False, progress=report)
+        part = write_part(path, codes.write, threads=threads, progress=report)
     write_json(folder / f"{key}.json", {"of": identity, **dataclasses.asdict(part)})
 
 

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +99,13 @@ def write_part(
         offset += draft.length
     lines = [draft.header.line for draft in drafts.values()]
     return Part(contigs, lines, _source(path, file_digest[0], contigs))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def twice(name: str, where: str, first: str) -> FormatError:

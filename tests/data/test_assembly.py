@@ -81,6 +81,8 @@ def test_a_name_that_no_rule_knows_is_found_by_its_md5(genome, tmp_path):
     md5 = genome.contig("2").md5
     path = vcf(tmp_path / "c.vcf", "##contig=<ID=1>", f"##contig=<ID=NW_77.1,length=6,md5={md5}>")
     assert verdicts(check_assembly(path, genome))["NW_77.1"] == ("2", "same MD5")
+    path = vcf(tmp_path / "c.vcf", *(f"##contig=<ID={name},md5={md5}>" for name in ("a", "b")))
+    assert {row.verdict for row in check_assembly(path, genome).rows} == {MISSING}
 
 
 def test_without_any_known_name_lengths_that_occur_once_decide(genome, tmp_path):

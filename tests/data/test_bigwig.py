@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
 import sys
@@ -64,6 +65,23 @@ def test_processes_read_it_at_once(path, method):
     for window, values in zip(windows, found, strict=True):
         np.testing.assert_array_equal(values, track.fetch(window))
     assert pickle.loads(pickle.dumps(track)).lengths == track.lengths
+
+
+# The same reason.
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_does_not_share_the_position_in_the_file(path):
+    track = BigWig(path)
+    expected = track.fetch(Interval("one", 0, 100))
+    reader = track._reader
+
+    def read():
+        same = np.array_equal(track.fetch(Interval("one", 0, 100)), expected, equal_nan=True)
+        os._exit(0 if same and track._reader is not reader else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_what_is_no_bigwig_is_refused(path, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -16,7 +17,9 @@ from Bio import bgzf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnassm.data.aliases import match_contigs
 from dnassm.data.alphabet import PAD, decode
+from dnassm.data.centre import centred_codes
 from dnassm.data.faidx import FastaGenome
 from dnassm.data.genome import Genome, open_genome
 from dnassm.data.interval import Interval
@@ -141,6 +144,16 @@ def test_a_sampler_draws_the_windows_that_it_draws_from_the_store(tmp_path, name
     assert [ours(0, 0, i) for i in range(len(ours))] == [
         theirs(0, 0, i) for i in range(len(theirs))
     ]
+
+
+def test_windows_around_intervals_are_those_of_the_store(tmp_path):
+    path = write(tmp_path / "g.fa")
+    store, genome = build_store([path], tmp_path / "store"), open_genome(path)
+    for start in range(12):
+        around = Interval("chr2", start, start + 1, "+-"[start % 2])
+        assert np.array_equal(centred_codes(genome, around, 9), centred_codes(store, around, 9))
+    match = match_contigs(["2", "last"], genome)
+    assert match.names == {"2": "chr2", "last": "last"}
 
 
 def index_of(path: Path) -> str:
@@ -276,6 +289,22 @@ def test_a_letter_that_is_no_base_is_refused_where_it_is_read(tmp_path):
     for use in (lambda: genome.fetch(Interval("p", 4, 13)), lambda: genome.digest):
         with pytest.raises(FormatError, match=r"contig 'p': .* got 'E' at base 10, 0-based"):
             use()
+
+
+# From Python 3.12 on, a fork beside threads warns, those of numpy's library included.
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_does_not_share_the_position_in_the_file(tmp_path):
+    genome = FastaGenome.open(write(tmp_path / "g.fa"))
+    opened = genome._reader._faidx
+
+    def read():
+        same = decode(genome.fetch(Interval("chr2", 0, 4))) == "GGGC"
+        os._exit(0 if same and genome._reader._faidx is not opened else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_it_pickles_as_its_path(tmp_path):

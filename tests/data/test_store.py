@@ -226,6 +226,24 @@ def test_many_processes_read_at_once_what_one_reads(tmp_path, method, kind):
         found = pool.map(genome.fetch, windows, chunksize=20)
     for window, codes in zip(windows, found, strict=True):
         assert np.array_equal(codes, genome.fetch(window))
+    if method == "fork":  # a process that is forked has the open file of its parent, not a copy
+        assert same_in_forks(genome, windows, found)
+
+
+def same_in_forks(genome, windows, expected) -> bool:
+    def read():
+        for _ in range(3):
+            for window, codes in zip(windows, expected, strict=True):
+                if not np.array_equal(codes, genome.fetch(window)):
+                    os._exit(1)
+        os._exit(0)
+
+    processes = [multiprocessing.get_context("fork").Process(target=read) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes] == [0] * 4
 
 
 def test_the_example_of_the_format_page_reads_a_store_with_numpy_alone(tmp_path, store):

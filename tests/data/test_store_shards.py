@@ -238,5 +238,5 @@ def test_a_worker_that_is_killed_is_one_line_and_not_a_hang(genomes, tmp_path, m
         GenomeStore.open(tmp_path / "store")
 
 
-def kill_myself(path: Path, folder: Path) -> None:
+def kill_myself(path: Path, folder: Path, threads: bool) -> None:
     os.kill(os.getpid(), signal.SIGKILL)

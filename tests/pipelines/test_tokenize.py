@@ -97,13 +97,14 @@ def test_from_the_shell_a_mistake_is_one_line_and_exit_code_1(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def peak_of_tokenizing(path, store, jobs=1) -> int:
+def peak_of_tokenizing(paths, store, jobs) -> int:
     """Bytes of memory of the process, and of its largest child, at their peak."""
     code = (
         "import resource\n"
         "from pathlib import Path; from dnassm.data.store import build_store\n"
         "if __name__ == '__main__':\n"
-        f"    build_store([Path({str(path)!r})], Path({str(store)!r}), jobs={jobs})\n"
+        f"    paths = [Path(path) for path in {[str(path) for path in paths]!r}]\n"
+        f"    build_store(paths, Path({str(store)!r}), jobs={jobs})\n"
         "    status = Path('/proc/self/status').read_text().splitlines()\n"
         "    own = int(next(line.split()[1] for line in status if 'VmHWM' in line))\n"
         "    print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
@@ -127,8 +128,10 @@ def test_memory_does_not_depend_on_the_length_of_the_genome(tmp_path, kind, jobs
             file.write(b">chr1\n")
             for _ in range(pieces):
                 file.write(line * 40_000)
-        peaks.append(peak_of_tokenizing(path, tmp_path / f"{pieces}.store", jobs))
+        small = tmp_path / "small.fa"
+        small.write_text(">chr2\nACGT\n")
+        peaks.append(peak_of_tokenizing([path, small], tmp_path / f"{pieces}.store", jobs))
         codes = tmp_path / f"{pieces}.store" / "codes.bin"
-        assert codes.stat().st_size == pieces * 40_000 * 60
+        assert codes.stat().st_size == pieces * 40_000 * 60 + 4
     assert peaks[1] < 150e6
     assert peaks[1] - peaks[0] < 15e6
