@@ -17,6 +17,7 @@ from dnassm.artifact import read_json, staged_file, write_json
 from dnassm.block import Block, build_mixer
 from dnassm.config import ModelConfig, RunConfig
 from dnassm.errors import ArtifactError, ShapeError
+from dnassm.kernels.linear_cross_entropy import linear_cross_entropy
 from dnassm.kernels.norm import add_norm
 from dnassm.mixer import SequenceMixer, check_packed
 from dnassm.wrappers import Bidirectional
@@ -130,6 +131,27 @@ class DNAModel(nn.Module):
         x, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens)
         return self._logits(x), state
 
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """`token_loss` of the logits, which are not stored: mean cross entropy in nats, a scalar.
+
+        Args:
+            tokens: (B, L) int64; (1, L) if packed, see `hidden`.
+            targets: (B, L) int64, -100 where nothing is asked. On a GPU nobody waits to look at
+                them: one that is no token makes the loss NaN.
+            weights: (B, L); all 1 when None.
+            cu_seqlens: (S+1,) edges of packed sequences.
+        """
+        x, _ = self.hidden(tokens, cu_seqlens=cu_seqlens)
+        weight = self._head_weight()
+        loss, _ = linear_cross_entropy(x, weight, targets, weights=weights, check=False)
+        return loss
+
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Logits (B, V) after one more token (B,), and the next state."""
         self._check(tokens, ("B",), state, len(self.blocks))
@@ -165,8 +187,11 @@ class DNAModel(nn.Module):
             )
 
     def _logits(self, x: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(x, weight)
+        return F.linear(x, self._head_weight())
+
+    def _head_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def parameter_count(self) -> int:
         """Trained numbers in the model."""

@@ -14,7 +14,7 @@ from dnassm.data.sampler import splitmix64
 from dnassm.data.tokenizer import Tokenizer
 from dnassm.errors import ConfigError
 from dnassm.model import DNAModel
-from dnassm.task import TASKS, Objective, token_loss
+from dnassm.task import TASKS, Objective
 from dnassm.training.optimizer import build_optimizer
 
 
@@ -41,6 +41,7 @@ class Learner:
     def wrap(self) -> None:
         """Hand model and optimiser to Fabric: precision, and gradients shared between devices."""
         self._wrapped, self._wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self._wrapped.mark_forward_method("loss")
 
     def step(self, batch: Batch, *, number: int, rate: float) -> Tensor:
         """Take step `number`, from 0, with learning rate `rate`.
@@ -62,8 +63,7 @@ class Learner:
         self.model.train()
         batch = batch.each(fabric.to_device)
         inputs, targets, weights = self.objective.prepare(batch, generator)
-        logits, _ = self._wrapped(inputs, None, batch.cu_seqlens)
-        loss = token_loss(logits, targets, weights)
+        loss: Tensor = self._wrapped.loss(inputs, targets, weights, batch.cu_seqlens)
         fabric.backward(loss)
         # Raising on a norm that is not finite would wait for the device in every step.
         norm = fabric.clip_gradients(
