@@ -31,6 +31,7 @@ from dnassm.data.interval import Interval
 from dnassm.data.simulation import eukaryote_effects, eukaryote_layout
 from dnassm.data.simulation.effects import Kinds, plant_effects
 from dnassm.data.simulation.eukaryote import EukaryoteMaker, family_fasta
+from dnassm.data.simulation.files import bed_text, fasta_text
 from dnassm.data.simulation.layout import lay_out
 from dnassm.data.simulation.parts import Part, PartMaker
 from dnassm.data.simulation.windows import Window, cut_windows
@@ -43,8 +44,6 @@ KINDS = ("bacterial", "eukaryotic")
 LEAST_CONTIG_BP = {"bacterial": 20_000, "eukaryotic": eukaryote_layout.LEAST_CONTIG_BP}
 _BP_PER_VARIANT = 2_500
 _LEAST_VARIANTS = 10
-_LINE = 60
-_BED_COLUMNS = ("chrom", "start", "end", "name", "score", "strand", "label", "split")
 _STRANDLESS = ("gap", "CpG_island")
 _INFO_OF = {"eukaryotic": eukaryote_effects.INFO}
 _INFO_OF["bacterial"] = {
@@ -166,9 +165,10 @@ def write_simulation(genome: SimulatedGenome, out: Path, *, force: bool = False)
     """
     lengths = {name: len(sequence) for name, sequence in genome.contigs.items()}
     config = {"kind": genome.kind, "length": sum(lengths.values()), "contigs": len(lengths)}
+    note = f"simulated {genome.kind} genome, seed {genome.seed}"
     with staged_folder(out, force=force) as folder:
-        (folder / "genome.fa").write_text(_fasta(genome), encoding="ascii")
-        (folder / "genes.gff3").write_text(_gff(genome, lengths), encoding="ascii")
+        (folder / "genome.fa").write_text(fasta_text(genome.contigs, note), encoding="ascii")
+        (folder / "genes.gff3").write_text(gff_text(genome), encoding="ascii")
         (folder / "labels.bed").write_text(_bed(genome), encoding="ascii")
         write_vcf(
             folder / "variants.vcf", genome.variants, contigs=lengths, info=_INFO_OF[genome.kind]
@@ -228,17 +228,10 @@ def _variants(
     return variants
 
 
-def _fasta(genome: SimulatedGenome) -> str:
-    lines = []
-    for name, sequence in genome.contigs.items():
-        lines.append(f">{name} simulated {genome.kind} genome, seed {genome.seed}")
-        lines += [sequence[at : at + _LINE] for at in range(0, len(sequence), _LINE)]
-    return "\n".join(lines) + "\n"
-
-
-def _gff(genome: SimulatedGenome, lengths: Mapping[str, int]) -> str:
+def gff_text(genome: SimulatedGenome) -> str:
+    """GFF3 of every feature of a genome."""
     lines = ["##gff-version 3"]
-    lines += [f"##sequence-region {name} 1 {size}" for name, size in lengths.items()]
+    lines += [f"##sequence-region {name} 1 {len(s)}" for name, s in genome.contigs.items()]
     for feature in genome.features:
         where = feature.interval
         attributes = dict(feature.attributes)
@@ -251,10 +244,10 @@ def _gff(genome: SimulatedGenome, lengths: Mapping[str, int]) -> str:
 
 
 def _bed(genome: SimulatedGenome) -> str:
-    lines = ["\t".join(_BED_COLUMNS)]
+    rows = []
     for number, window in enumerate(genome.windows, start=1):
         where = window.interval
         strand = "." if genome.kind == "bacterial" else where.strand
         row = (where.contig, where.start, where.end, f"window{number:05d}", 0, strand)
-        lines.append("\t".join(map(str, (*row, window.label, window.split))))
-    return "\n".join(lines) + "\n"
+        rows.append((*row, window.label, window.split))
+    return bed_text(rows)
