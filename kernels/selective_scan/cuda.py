@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from dnassm.errors import BackendError
 from dnassm.kernels import nvrtc
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
+from dnassm.kernels.selective_scan.cuda_cut import Problem, cut, cut_ends
 
 PRIORITY = 40
 SOURCE = Path(__file__).with_name("scan.cu")
@@ -29,10 +29,11 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_STATES = 128
 _TILE = 8
 """Steps whose states the backward holds in registers."""
-_WARPS = {"FORWARD": 16, "CHUNK_ENDS": 16, "BACKWARD": 8}
+_WARPS, _BACKWARD_WARPS = 16, 8
 """Warps per multiprocessor that registers are held down for."""
-# Steps after which a Mamba at its initialisation has forgotten; only the cut of L follows from it.
-_MEMORY = 10_000
+_TILES = 4
+_MAPS = 16 << 10
+"""Most tiles, and bytes, of B and C that the forward brings in at once."""
 _SPANS = (128, 64, 32, 16)
 # Bytes for dB and dC by channel block; a row that needs more is walked in slabs.
 _WORKSPACE = 256 << 20
@@ -71,8 +72,7 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     last = marks.new_empty(scan.state_shape)
     walk.enter(0, walk.length, y=y, marks=marks)
     walk.give(last=last)
-    threads = walk.shape.forward_threads
-    walk.cut(threads, 32 * _WARPS["FORWARD"] // threads, pre_pass=1.0)
+    walk.cut(walk.shape.widths, walk.shape.held, pre_pass=1.0)
     walk.start(walk.initial_row, adjoint=False)
     walk.forward()
     return y.to(scan.x.dtype), _walked(last, scan).to(scan.state_dtype), marks
@@ -91,28 +91,29 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
     dinitial = torch.empty_like(dlast)
     walk.give(dlast=dlast, dinitial=dinitial)
     carry = dlast[-1:] if walk.packed else dlast
-    by_chunk: list[tuple[Tensor, Tensor, Tensor]] = []
+    sums: list[Tensor] = []
     rows = walk.columns(shape.threads) * scan.B.shape[2] * walk.batch
     slab = walk.slab(rows)
     dmaps = marks.new_empty(rows * min(slab, walk.length), 2 * shape.padded)
     for begin in reversed(range(0, walk.length, slab)):
         walk.enter(begin, min(slab, walk.length - begin), y=dx, marks=marks)
         walk.output(dx=dx, ddt=ddt, dz=dz, dy=_dense(dy.to(walk.dtype)))
-        chunks = walk.cut(shape.threads, shape.resident, pre_pass=0.15)
+        width = shape.threads // 32
+        chunks = walk.cut((width,), width * shape.resident, pre_pass=0.15)
         walk.start(carry, adjoint=True)
         carry = torch.empty_like(carry)
-        dA = marks.new_empty(walk.batch, chunks, *scan.A.shape)
-        dskip, dbias = marks.new_empty(2, walk.batch, chunks, scan.A.shape[0])
-        by_chunk.append((dA, dskip, dbias))
-        walk.give(handed=carry, dmaps=dmaps, dA=dA, dskip=dskip, dbias=dbias)
+        by_chunk = marks.new_empty(walk.batch * chunks, scan.A.shape[1] + 2, walk.channels)
+        sums.append(by_chunk)
+        walk.give(handed=carry, dmaps=dmaps, by_chunk=by_chunk)
         walk.backward()
         walk.reduce(dmaps, dB, dC)
-    dA, dskip, dbias = (torch.cat(parts, 1).sum((0, 1)) for parts in zip(*by_chunk, strict=True))
+    total = (sums[0] if len(sums) == 1 else torch.cat(sums)).sum(0)
+    dskip, dbias = total[-2], total[-1]
     before = dinitial if walk.packed else carry
     return Gradients(
         x=dx.to(scan.x.dtype),
         dt=ddt.to(scan.dt.dtype),
-        A=dA.to(scan.A.dtype),
+        A=total[:-2].view(scan.A.shape).to(scan.A.dtype),
         B=dB.to(scan.B.dtype),
         C=dC.to(scan.C.dtype),
         D=_like(scan.D, dskip),
@@ -142,16 +143,15 @@ class _Shape(NamedTuple):
     """Steps between two marks."""
     resident: int
     """Blocks of the backward that a multiprocessor holds."""
+    held: int
+    """Warps of the forward that a multiprocessor holds."""
+    widths: tuple[int, ...]
+    """Warps that a block of the forward may have."""
 
     @property
     def padded(self) -> int:
         """N rounded up to what the threads hold."""
         return 4 * self.lanes
-
-    @property
-    def forward_threads(self) -> int:
-        """Of a block of the forward: fewer where a warp has many channels and fills its memory."""
-        return 32 * min(4, self.lanes)
 
     @property
     def channels(self) -> int:
@@ -182,13 +182,35 @@ def _shape_of(states: int, per_group: int, device: torch.device) -> _Shape:
     warps = -(-per_group * lanes // 128)
     for span in _SPANS:
         for threads in (256, 128, 64, 32):
-            shape = _Shape(lanes, threads, span, 1)
+            shape = _Shape(lanes, threads, span, 1, *_widths(lanes, properties))
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
-                return shape._replace(
-                    resident=max(1, min(held, 32 * _WARPS["BACKWARD"] // threads))
-                )
+                return shape._replace(resident=max(1, min(held, 32 * _BACKWARD_WARPS // threads)))
     raise BackendError(f"selective_scan: {room} bytes of shared memory hold no {states} states")
+
+
+def _tiles(lanes: int) -> int:
+    """Tiles of B and C that the forward brings in at once, 8 bytes per step and state of each."""
+    return max(1, min(_TILES, _MAPS // (2 * _TILE * 2 * 4 * lanes * 4)))
+
+
+def _widths(lanes: int, properties: Any) -> tuple[int, tuple[int, ...]]:
+    """Warps that a multiprocessor holds in the forward, and those that a block may have for it."""
+    held = {}
+    for width in (16, 8, 4, 2, 1):
+        size = _forward_shared(lanes, width)
+        blocks = min(_WARPS // width, properties.shared_memory_per_multiprocessor // (size + 1024))
+        if size <= properties.shared_memory_per_block_optin:
+            held[width] = blocks * width
+    most = max(held.values())
+    return most, tuple(width for width, warps in held.items() if warps == most)
+
+
+def _forward_shared(lanes: int, width: int) -> int:
+    """Bytes of shared memory of `forward`, as laid out there; `chunk_ends` needs less."""
+    channels = 128 // lanes
+    maps = 2 * _tiles(lanes) * _TILE * 2 * 4 * lanes
+    return 4 * (maps + width * (2 * _TILE * (channels + 4) + 2 * channels))
 
 
 @functools.cache
@@ -275,9 +297,8 @@ class _Walk:
             backwards = axis == "t" and self.scan.reverse
             self._given[name + axis] = -stride if backwards else stride
         if "g" not in axes:
-            self._alignment = math.gcd(
-                self._alignment, address, *(s * size for s in tensor.stride()[:2])
-            )
+            row, step = tensor.stride()[:2]
+            self._alignment |= address | row * size | step * size
 
     def columns(self, threads: int) -> int:
         """Blocks that the channels of a group take."""
@@ -289,72 +310,54 @@ class _Walk:
         slabs = max(1, -(-per_step * self.length // _WORKSPACE))
         return -(-self.length // slabs // self.shape.span) * self.shape.span
 
-    def cut(self, threads: int, resident: int, *, pre_pass: float) -> int:
-        """Choose the number of chunks: few, but enough to fill the device in whole waves.
-
-        `pre_pass` is the cost of finding what chunks hand on, as a share of the main pass, when
-        all steps of a chunk have to be looked at.
-        """
-        across = self.columns(threads) * self.groups * self.batch
-        slots = resident * _multiprocessors(self.device)
-        spans = -(-self.slab_length // self.shape.span)
-        best, chosen = float("inf"), (spans, 1)
-        for wanted in range(1, min(spans, max(1, 4 * slots // across), 65535) + 1):
-            per_chunk = -(-spans // wanted)
-            chunks = -(-spans // per_chunk)
-            waves = across * chunks / slots
-            time = per_chunk * math.ceil(waves)
-            seen = min(1.0, _MEMORY / (per_chunk * self.shape.span))
-            cost = time * (1 + pre_pass * seen if chunks > 1 else 1)
-            if cost < best * 0.97:
-                best, chosen = cost, (per_chunk, chunks)
-        self.chunks = chosen[1]
-        self.give(chunk=chosen[0] * self.shape.span, chunks=self.chunks)
+    def cut(self, widths: tuple[int, ...], held: int, *, pre_pass: float) -> int:
+        """Choose the chunks of the main pass; returns how many."""
+        problem = self._problem(widths, held)
+        self.width, steps, self.chunks = cut(problem, self.shape.span, pre_pass)
+        self.give(chunk=steps, chunks=self.chunks)
         return self.chunks
+
+    def _problem(self, widths: tuple[int, ...], held: int) -> Problem:
+        warps = -(-(self.channels // self.groups) // self.shape.channels)
+        rows = self.groups * self.batch
+        return Problem(warps, rows, self.slab_length, _multiprocessors(self.device), held, widths)
 
     def start(self, first: Tensor | None, *, adjoint: bool) -> None:
         """Find the state (or the adjoint) that enters each chunk."""
         if self.chunks == 1:
             self.give(starts=first)
             return
-        chunk, pieces = self._given["chunk"], self._pieces()
-        total = -(-self.slab_length // (chunk // pieces))
-        ends, starts = self.A.new_empty((2, self.batch, total, *self.A.shape))
+        chunk = self._given["chunk"]
+        problem = self._problem(self.shape.widths, self.shape.held)
+        width, steps, total = cut_ends(problem, chunk, _TILE)
+        ends = self.A.new_empty((self.batch, total, *self.A.shape))
+        starts = self.A.new_empty((self.batch, self.chunks, *self.A.shape))
         sums = self.A.new_empty(self.batch, total, self.channels)
-        self.give(ends=ends, sums=sums, chunk=chunk // pieces, chunks=total)
-        self._run("chunk_ends", total - 1, ADJOINT=int(adjoint))
-        count = self.A.numel()
+        self.give(ends=ends, sums=sums, chunk=steps, chunks=total)
+        self._run("chunk_ends", width, total - 1, ADJOINT=int(adjoint))
+        count, states = self.A.numel(), self.A.shape[1]
         _kernel("chunk_fold", self.device, self._options(256)).launch(
             (-(-count // 256), self.batch, 1),
             256,
-            [ends, sums, self.A, first, starts, self.A.shape[1], total, count, int(adjoint)],
+            [ends, sums, self.A, first, starts, states, total, count, chunk // steps, int(adjoint)],
         )
-        if pieces > 1:
-            entered = torch.arange(self.chunks, device=self.device) * pieces
-            if adjoint:  # a chunk is entered at its end
-                entered = (entered + pieces - 1).clamp_(max=total - 1)
-            starts = starts.index_select(1, entered)
         self.give(starts=starts, chunk=chunk, chunks=self.chunks)
-
-    def _pieces(self) -> int:
-        """In how many pieces each chunk is looked at first: the backward cuts L in few chunks."""
-        threads = self.shape.forward_threads
-        slots = 32 * _WARPS["CHUNK_ENDS"] // threads * _multiprocessors(self.device)
-        blocks = self.columns(threads) * self.groups * self.batch * self.chunks
-        return 1 if 1.9 * blocks > slots else 2 if 3.8 * blocks > slots else 4
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
-        self._run("forward", self.chunks, ADJOINT=0)
+        self._run("forward", self.width, self.chunks, ADJOINT=0)
 
-    def _run(self, name: str, chunks: int, *, ADJOINT: int) -> None:
-        threads = self.shape.forward_threads
-        columns = self.columns(threads)
+    def _run(self, name: str, width: int, chunks: int, *, ADJOINT: int) -> None:
+        columns = self.columns(32 * width)
         self.give(columns=columns)
-        blocks = 32 * _WARPS[name.upper()] // threads
-        options = self._options(threads, ADJOINT=ADJOINT, BLOCKS=blocks)
-        grid = (columns * self.groups, chunks, self.batch)
-        _kernel(name, self.device, options).launch(grid, threads, list(self._given.values()))
+        shape = self.shape
+        options = self._options(32 * width, ADJOINT=ADJOINT, BLOCKS=shape.held // width)
+        _kernel(name, self.device, options).launch(
+            (columns * self.groups, chunks, self.batch),
+            32 * width,
+            list(self._given.values()),
+            shared=_forward_shared(shape.lanes, width),
+        )
 
     def backward(self) -> None:
         """Run the main pass of the backward: as many blocks as the device holds, taking turns."""
@@ -399,6 +402,7 @@ class _Walk:
             "VEC": self._neighbours(),
             "NTH": threads,
             "CK": shape.span,
+            "TILES": _tiles(shape.lanes),
             "SOFTPLUS": int(scan.dt_softplus),
             "HAS_Z": int(scan.z is not None),
             "PACKED": int(self.packed),

@@ -11,7 +11,7 @@
 //
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
-// saved states; SOFTPLUS, HAS_Z, PACKED,
+// saved states; TILES of which B and C are brought in at once; SOFTPLUS, HAS_Z, PACKED,
 // ADJOINT, EXACT (never stop early).
 
 typedef long long i64;
@@ -79,8 +79,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ last, float4 *__restrict__ marks, float *__restrict__ ends,             \
       float *__restrict__ sums, const T *__restrict__ dy, const float *__restrict__ dlast,        \
       T *__restrict__ dx, T *__restrict__ ddt, T *__restrict__ dz, float *__restrict__ dmaps,     \
-      float *__restrict__ dA, float *__restrict__ dskip, float *__restrict__ dbias,               \
-      float *__restrict__ dinitial, float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
+      float *__restrict__ by_chunk, float *__restrict__ dinitial, float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, i64 dtb, i64 dtt, i64 zb, \
       i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg, i64 Cn, i64 yb, i64 yt,     \
       i64 dyb, i64 dyt, i64 marks_b
@@ -98,15 +97,18 @@ __device__ __forceinline__ float rcp(float v) {
   return r;
 }
 
-// log(1 + e) for 0 <= e <= 1, relative error 1e-7: 2 atanh(e / (2 + e)) as a polynomial. lg2.approx
-// has an absolute error of 1e-7, which is 1e-3 of a step of 1e-4.
+// log(1 + e) for 0 <= e <= 1, relative error 1.3e-7: e + e^2 p(e). lg2.approx has an absolute error of
+// 1e-7, which is 1e-3 of a step of 1e-4.
 __device__ __forceinline__ float log1p_unit(float e) {
-  const float s = e * rcp(2.f + e), q = s * s;
-  float p = 0.14005994f;  // fitted to (atanh(s) / s - 1) / q on [0, 1/9]: relative error 5e-9
-  p = fmaf(p, q, 0.14000903f);
-  p = fmaf(p, q, 0.20010764f);
-  p = fmaf(p, q, 0.33333208f);
-  return 2.f * fmaf(p * q, s, s);
+  float p = 5.3647387e-3f;
+  p = fmaf(p, e, -3.0065451e-2f);
+  p = fmaf(p, e, 7.9203986e-2f);
+  p = fmaf(p, e, -1.3753755e-1f);
+  p = fmaf(p, e, 1.9153634e-1f);
+  p = fmaf(p, e, -2.4857157e-1f);
+  p = fmaf(p, e, 3.3321321e-1f);
+  p = fmaf(p, e, -4.9999648e-1f);
+  return fmaf(p * e, e, e);
 }
 __device__ __forceinline__ float step_size(float raw) {
 #if SOFTPLUS
@@ -243,25 +245,34 @@ struct Rows {
   static __device__ __forceinline__ int row(int round) { return at(round) / WCH; }
   static __device__ __forceinline__ int column(int round) { return at(round) % WCH; }
 
-  // `from`: first channel of the warp at the first step. Zeros after `steps` and beyond `valid`.
-  __device__ __forceinline__ void load(const T *from, i64 stride, i64 steps, int valid) {
+  // Where a lane finds its values, from the first channel of the warp at the first step.
+  static __device__ __forceinline__ i64 start(i64 stride) { return row(0) * stride + column(0); }
+  static __device__ __forceinline__ i64 offset(int round, i64 stride) {
+    return (row(round) - row(0)) * stride + column(round) - column(0);
+  }
+  static __device__ __forceinline__ bool there(int round, int rows, int valid) {
+    return row(round) < rows && column(round) < valid;
+  }
+
+  // `from`: of this lane, see start(). Zeros after `rows` and beyond `valid`.
+  __device__ __forceinline__ void load(const T *from, i64 stride, int rows, int valid) {
 #pragma unroll
     for (int r = 0; r < ROUNDS; r++) {
-      const Word *p = (const Word *)(from + row(r) * stride + column(r));
+      const Word *p = (const Word *)(from + offset(r, stride));
 #pragma unroll
       for (int w = 0; w < WORDS; w++) {
         v[r][w] = Word{};
-        if (row(r) < steps && column(r) < valid) v[r][w] = p[w];
+        if (there(r, rows, valid)) v[r][w] = p[w];
       }
     }
   }
-  __device__ __forceinline__ void store(T *to, i64 stride, i64 steps, int valid) const {
+  __device__ __forceinline__ void store(T *to, i64 stride, int rows, int valid) const {
 #pragma unroll
     for (int r = 0; r < ROUNDS; r++) {
-      Word *p = (Word *)(to + row(r) * stride + column(r));
+      Word *p = (Word *)(to + offset(r, stride));
 #pragma unroll
       for (int w = 0; w < WORDS; w++)
-        if (row(r) < steps && column(r) < valid) p[w] = v[r][w];
+        if (there(r, rows, valid)) p[w] = v[r][w];
     }
   }
 #if DTYPE == 0
@@ -288,11 +299,11 @@ struct Rows {
 struct Staged {
   Word v[ROUNDS * WORDS][32];
 
-  __device__ __forceinline__ void fetch(const T *from, i64 stride, i64 steps, int valid) {
+  __device__ __forceinline__ void fetch(const T *from, i64 stride, int rows, int valid) {
 #pragma unroll
     for (int r = 0; r < ROUNDS; r++) {
-      const Word *p = (const Word *)(from + Rows::row(r) * stride + Rows::column(r));
-      const bool there = Rows::row(r) < steps && Rows::column(r) < valid;
+      const Word *p = (const Word *)(from + Rows::offset(r, stride));
+      const bool there = Rows::there(r, rows, valid);
 #pragma unroll
       for (int w = 0; w < WORDS; w++) {
         Word *to = &v[r * WORDS + w][threadIdx.x & 31];
@@ -399,7 +410,7 @@ struct alignas(16) Vector {
   __device__ __forceinline__ float get(int r, int k) const { return v[Rows::column(r) + k]; }
 };
 // 1 for a row of the tile in [from, until), else 0: a factor keeps the prologue free of branches.
-__device__ __forceinline__ float inside(int r, i64 from, i64 until) {
+__device__ __forceinline__ float inside(int r, int from, int until) {
   return Rows::row(r) >= from && Rows::row(r) < until ? 1.f : 0.f;
 }
 
@@ -410,8 +421,6 @@ __device__ __forceinline__ float inside(int r, i64 from, i64 until) {
 // s_t the sum of the steps after t; t runs backwards, so that a state is left as soon as 2^(a s_t)
 // is below 2^-40 (unless EXACT). ADJOINT 1: what the chunk hands to the left, sum_t 2^(a s_t) dy C
 // with s_t the sum of the steps up to t; t runs forwards.
-#define TILES 4  // looked at between two decisions about what is still alive
-
 // Adds a tile to the first 4 COUNT states of a thread, and its steps to s.
 template <int COUNT>
 __device__ __forceinline__ void add_tile(States sum, float *s, const States a, const Tile &size, const Tile &inflow,
@@ -447,65 +456,76 @@ __device__ __forceinline__ int count_alive(const States a, const float *s, const
   return count;
 }
 
+// A warp's share of shared memory.
+struct Work {
+  Tile size, inflow;  // d; d u, or dy
+  Vector shift;
+};
+
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) {
-  __shared__ __align__(16) float maps_at[2][TILES * TB][NPAD];
-  __shared__ Tile sizes[NWARP], inflows[NWARP];
-  __shared__ Vector shifts[NWARP];
+  extern __shared__ __align__(16) float memory[];
+  float(*maps_at)[NPAD] = (float(*)[NPAD])memory;  // TILES tiles and TILES more
   const Place me = place(blockIdx.x, columns, per_group);
-  Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
-  Vector &shift = shifts[me.warp];
+  Work &work = ((Work *)(memory + 2 * TILES * TB * NPAD))[me.warp];
+  Tile &size = work.size, &inflow = work.inflow;
+  Vector &shift = work.shift;
   shift.load(bias, me);
   __syncwarp();
   const i64 batch = blockIdx.z, c = blockIdx.y + (ADJOINT ? 1 : 0);
   const i64 begin = c * chunk, end = min(begin + chunk, length);
-  const i64 tiles = (end - begin + TB - 1) / TB;
+  const int steps = (int)(end - begin), tiles = (steps + TB - 1) / TB;
+  const auto index = [&](int tile) { return ADJOINT ? tile : tiles - 1 - tile; };  // in time
 
   States a, sum;
   load_rates(a, A, me);
   EACH4(k) EACH4(j) sum[k][j] = 0.f;
-  const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
-  const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
   const T *map = ADJOINT ? C + batch * Cb + me.group * Cg : B + batch * Bb + me.group * Bg;
   const i64 mt = ADJOINT ? Ct : Bt, mn = ADJOINT ? Cn : Bn;
+  // x, or dy and z: of this lane, at the tile that is fetched next.
+  const i64 t0 = begin + index(0) * TB, vt = ADJOINT ? dyt : xt, walk = ADJOINT ? TB : -TB;
+  const T *pd = dt + batch * dtb + me.channel + t0 * dtt + Rows::start(dtt);
+  const T *pv = (ADJOINT ? dy + batch * dyb : x + batch * xb) + me.channel + t0 * vt + Rows::start(vt);
+  const T *pz = ADJOINT && HAS_Z ? z + batch * zb + me.channel + t0 * zt + Rows::start(zt) : z;
 
   float s[4] = {0.f, 0.f, 0.f, 0.f};
   bool cut = false;
   Maps<1, TILES * TB> maps;
   Rows raw, value, gate;
-  const auto time_of = [&](i64 tile) { return begin + (ADJOINT ? tile : tiles - 1 - tile) * TB; };
-  const auto fetch = [&](i64 tile) {
-    const i64 t = time_of(tile);
-    raw.load(pd + t * dtt, dtt, end - t, me.valid);
-    if (ADJOINT) value.load(pg + t * dyt, dyt, end - t, me.valid);
-    if (!ADJOINT) value.load(px + t * xt, xt, end - t, me.valid);
-    if (ADJOINT && HAS_Z) gate.load(pz + t * zt, zt, end - t, me.valid);
+  const auto fetch = [&](int tile) {
+    const int rows = steps - index(tile) * TB;
+    raw.load(pd, dtt, rows, me.valid), pd += walk * dtt;
+    value.load(pv, vt, rows, me.valid), pv += walk * vt;
+    if (ADJOINT && HAS_Z) gate.load(pz, zt, rows, me.valid), pz += walk * zt;
   };
-  // B or C from tile `first` of the walk on; in time, they begin with the tile that comes first.
-  const auto time_of_maps = [&](i64 first) { return ADJOINT ? time_of(first) : time_of(min(first + TILES, tiles) - 1); };
-  const auto fetch_maps = [&](i64 first) {
-    const i64 t = time_of_maps(first);
-    maps.load(map + t * mt, mt, mn, map, mt, mn, end - t);
+  // The tiles from `first` of the walk on share a piece of B or C; in time, it begins with this one.
+  const auto index_of_maps = [&](int first) { return ADJOINT ? first : index(min(first + TILES, tiles) - 1); };
+  const auto fetch_maps = [&](int first) {
+    const int from = index_of_maps(first) * TB;
+    const T *at = map + (begin + from) * mt;
+    maps.load(at, mt, mn, at, mt, mn, steps - from);
   };
   fetch_maps(0), fetch(0);
-  for (i64 first = 0; first < tiles && !cut; first += TILES) {
-    float(*here)[NPAD] = maps_at[first / TILES & 1];
+  for (int first = 0; first < tiles && !cut; first += TILES) {
+    float(*here)[NPAD] = maps_at + first % (2 * TILES) * TB;
     maps.store(&here[0][0]);
     const int count = count_alive(a, s, me);
     if (!__syncthreads_or(count)) break;
     if (first + TILES < tiles) fetch_maps(first + TILES);
     if (!PACKED && count == 0) continue;
-    for (i64 tile = first; tile < min(first + TILES, tiles) && !cut; tile++) {
-      const i64 t = time_of(tile), steps = end - t;
+    const int tiles_here = min(TILES, tiles - first), low = index_of_maps(first);
+    for (int k = 0; k < tiles_here && !cut; k++) {
+      const int tile = index(first + k), rows = steps - tile * TB;
       // In a packed row a chunk hands on only what belongs to the sequence at its border.
-      int from = 0, until = TB;
+      int from = 0, until = min(TB, rows);
 #if PACKED
-      const int flags = resets[t / TB];
+      const i64 packed_tile = begin / TB + tile;
+      const int flags = resets[packed_tile];
       if (flags && !ADJOINT) from = 31 - __clz(flags);
-      if (flags && ADJOINT) until = __ffs(flags) - 1;
+      if (flags && ADJOINT) until = min(until, __ffs(flags) - 1);
       cut = flags != 0;
 #endif
       EACH_ROUND(r) {
-        const float there = inside(r, from, min((i64)until, steps));
+        const float there = inside(r, from, until);
         float d[VEC], v[VEC];
         EACH_NEIGHBOUR(k) {
           d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
@@ -514,18 +534,18 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
         }
         size.put(r, d), inflow.put(r, v);
       }
-      if (tile + 1 < tiles) fetch(tile + 1);
+      if (first + k + 1 < tiles) fetch(first + k + 1);
       __syncwarp();
-      const float(*rows)[NPAD] = here + (t - time_of_maps(first));
-      if (count == 4) add_tile<4>(sum, s, a, size, inflow, rows, me);
-      if (count == 3) add_tile<3>(sum, s, a, size, inflow, rows, me);
-      if (count == 2) add_tile<2>(sum, s, a, size, inflow, rows, me);
-      if (count == 1) add_tile<1>(sum, s, a, size, inflow, rows, me);
+      const float(*map_rows)[NPAD] = here + (tile - low) * TB;
+      if (count == 4) add_tile<4>(sum, s, a, size, inflow, map_rows, me);
+      if (count == 3) add_tile<3>(sum, s, a, size, inflow, map_rows, me);
+      if (count == 2) add_tile<2>(sum, s, a, size, inflow, map_rows, me);
+      if (count == 1) add_tile<1>(sum, s, a, size, inflow, map_rows, me);
       __syncwarp();
 #if PACKED
       if (cut) {
         // The state that the sequence starts from, or the gradient of the one it ends with.
-        const i64 sequence = before[t / TB] + (ADJOINT ? 0 : __popc(flags));
+        const i64 sequence = before[packed_tile] + (ADJOINT ? 0 : __popc(flags));
         const float *given = ADJOINT ? dlast : initial;
         States edge;
         load_states(edge, given ? given + sequence * channels * N : given, me);
@@ -542,23 +562,34 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
 }
 
 #elif defined(CHUNK_FOLD)
-// Chain the chunks: `starts` becomes what enters each of them. One thread per (batch, channel, state).
+#define FOLD 16
+// Chain what `chunk_ends` found: `starts` becomes what enters each chunk, of which `ends` and `sums`
+// hold `pieces` each (the last chunk maybe fewer). One thread per (batch, channel, state).
 extern "C" __global__ void __launch_bounds__(256)
     chunk_fold(const float *__restrict__ ends, const float *__restrict__ sums, const float *__restrict__ A,
-               const float *__restrict__ first, float *__restrict__ starts, i64 states, i64 chunks,
-               i64 count, i64 backwards) {
+               const float *__restrict__ first, float *__restrict__ starts, i64 states, i64 total,
+               i64 count, i64 pieces_, i64 backwards) {
   const i64 i = blockIdx.x * 256ll + threadIdx.x, batch = blockIdx.y;
   if (i >= count) return;
   const float a = A[i] * LOG2E;
   float carry = first ? first[batch * count + i] : 0.f;
-  const i64 base = batch * chunks;
-#pragma unroll 4
-  for (i64 k = 0; k < chunks; k++) {
-    const i64 c = base + (backwards ? chunks - 1 - k : k);
-    starts[c * count + i] = carry;
-    if (k + 1 < chunks) {
-      const float s = sums[c * (count / states) + i / states], end = ends[c * count + i];
-      carry = s == s ? fmaf(ex2(a * s), carry, end) : end;
+  const int pieces = (int)pieces_, log = __ffs(pieces) - 1, chunks = ((int)total + pieces - 1) >> log;
+  const int apart = count / states;
+  for (int k0 = 0; k0 < total; k0 += FOLD) {
+    float s[FOLD], end[FOLD];  // fetched together: one after the other they would be waited for
+#pragma unroll
+    for (int k = 0; k < FOLD; k++) {
+      const int piece = min(k0 + k, (int)total - 2), at = backwards ? (int)total - 1 - piece : piece;
+      const i64 c = batch * total + at;
+      s[k] = sums[c * apart + i / states], end[k] = ends[c * count + i];
+    }
+#pragma unroll
+    for (int k = 0; k < FOLD; k++) {
+      if (k0 + k >= total) break;
+      const int piece = backwards ? (int)total - 1 - k0 - k : k0 + k, within = piece & (pieces - 1);
+      const bool enters = backwards ? within == pieces - 1 || k0 + k == 0 : within == 0;
+      if (enters) starts[(batch * chunks + (piece >> log)) * count + i] = carry;
+      carry = s[k] == s[k] ? fmaf(ex2(a * s[k]), carry, end[k]) : end[k];
     }
   }
 }
@@ -566,13 +597,19 @@ extern "C" __global__ void __launch_bounds__(256)
 #elif defined(FORWARD)
 // ---------------------------------------------------------------- forward
 
+// A warp's share of shared memory.
+struct Work {
+  Tile size, inflow;  // d; d u, then y
+  Vector shift, through;
+};
+
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
-  __shared__ __align__(16) float maps_at[2][TB][ROW];
-  __shared__ Tile sizes[NWARP], inflows[NWARP];
-  __shared__ Vector shifts[NWARP], skips[NWARP];
+  extern __shared__ __align__(16) float memory[];
+  float(*maps_at)[ROW] = (float(*)[ROW])memory;  // TILES tiles and TILES more
   const Place me = place(blockIdx.x, columns, per_group);
-  Tile &size = sizes[me.warp], &inflow = inflows[me.warp];
-  Vector &shift = shifts[me.warp], &through = skips[me.warp];
+  Work &work = ((Work *)(memory + 2 * TILES * TB * ROW))[me.warp];
+  Tile &size = work.size, &inflow = work.inflow;
+  Vector &shift = work.shift, &through = work.through;
   shift.load(bias, me), through.load(skip, me);
   __syncwarp();
   const i64 batch = blockIdx.z, c = blockIdx.y;
@@ -581,29 +618,37 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   States a, h;
   load_rates(a, A, me);
   load_states(h, starts ? starts + (batch * chunks + c) * channels * N : starts, me);
-  const T *px = x + batch * xb + begin * xt + me.channel, *pd = dt + batch * dtb + begin * dtt + me.channel;
-  const T *pz = z + batch * zb + begin * zt + me.channel;
-  T *py = y + batch * yb + begin * yt + me.channel;
+  const i64 first = me.channel;
+  const T *px = x + batch * xb + begin * xt + first + Rows::start(xt);
+  const T *pd = dt + batch * dtb + begin * dtt + first + Rows::start(dtt);
+  const T *pz = HAS_Z ? z + batch * zb + begin * zt + first + Rows::start(zt) : z;
+  T *py = y + batch * yb + begin * yt + first + Rows::start(yt);
   const T *pB = B + batch * Bb + begin * Bt + me.group * Bg, *pC = C + batch * Cb + begin * Ct + me.group * Cg;
+  float4 *next_mark = mark(marks, batch, begin / CK, per_group, groups, me, marks_b);
+  const i64 marks_apart = mark(marks, batch, 1, per_group, groups, me, marks_b) -
+                          mark(marks, batch, 0, per_group, groups, me, marks_b);
 #if PACKED
   i64 sequence = before[begin / TB];
 #endif
 
-  Maps<2> maps;
+  Maps<2, TILES * TB> maps;
   Rows raw, u, gate, next_u, next_gate;
-  maps.load(pB, Bt, Bn, pC, Ct, Cn, end - begin);
-  raw.load(pd, dtt, end - begin, me.valid);
-  next_u.load(px, xt, end - begin, me.valid);
-  if (HAS_Z) next_gate.load(pz, zt, end - begin, me.valid);
-  int buffer = 0;
-  for (i64 t = begin; t < end; t += TB) {
-    const i64 steps = end - t;
-    maps.store(&maps_at[buffer][0][0]);
-    if (marks && t % CK == 0 && me.valid > 0)
-      store_mark(mark(marks, batch, t / CK, per_group, groups, me, marks_b), h, 32);
+  int rows = (int)(end - begin);  // from the tile on
+  maps.load(pB, Bt, Bn, pC, Ct, Cn, rows);
+  raw.load(pd, dtt, rows, me.valid);
+  next_u.load(px, xt, rows, me.valid);
+  if (HAS_Z) next_gate.load(pz, zt, rows, me.valid);
+  for (int tile = 0; rows > 0; tile++, rows -= TB) {
+    const int inside_maps = tile % TILES;
+    float(*here)[ROW] = maps_at + tile % (2 * TILES) * TB;
+    if (inside_maps == 0) maps.store(&here[0][0]);
+    if (tile % (CK / TB) == 0) {
+      if (marks && me.valid > 0) store_mark(next_mark, h, 32);
+      next_mark += marks_apart;
+    }
     u = next_u, gate = next_gate;
     EACH_ROUND(r) {
-      const float there = inside(r, 0, steps);
+      const float there = inside(r, 0, rows);
       float d[VEC], in[VEC];
       EACH_NEIGHBOUR(k) {
         d[k] = there * step_size(raw.get(r, k) + shift.get(r, k));
@@ -611,16 +656,18 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
       }
       size.put(r, d), inflow.put(r, in);
     }
-    pB += TB * Bt, pC += TB * Ct, pd += TB * dtt, px += TB * xt, pz += TB * zt;
-    __syncthreads();
-    if (t + TB < end) {
-      maps.load(pB, Bt, Bn, pC, Ct, Cn, steps - TB);
-      raw.load(pd, dtt, steps - TB, me.valid);
-      next_u.load(px, xt, steps - TB, me.valid);
-      if (HAS_Z) next_gate.load(pz, zt, steps - TB, me.valid);
+    if (inside_maps == 0) {
+      __syncthreads();
+      pB += TILES * TB * Bt, pC += TILES * TB * Ct;
+      maps.load(pB, Bt, Bn, pC, Ct, Cn, rows - TILES * TB);
     }
+    __syncwarp();
+    pd += TB * dtt, px += TB * xt, pz += TB * zt;
+    raw.load(pd, dtt, rows - TB, me.valid);
+    next_u.load(px, xt, rows - TB, me.valid);
+    if (HAS_Z) next_gate.load(pz, zt, rows - TB, me.valid);
 #if PACKED
-    const int flags = resets[t / TB];
+    const int flags = resets[begin / TB + tile];
 #endif
     // What step i + 1 needs is fetched before step i is computed, and the sums of step i are finished
     // after step i + 1: a warp waits neither for shared memory nor for shuffles.
@@ -628,8 +675,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     const auto fetch = [&](int i) {
       load4(d[i & 1], &size.v[i][4 * me.cl]);
       load4(in[i & 1], &inflow.v[i][4 * me.cl]);
-      load4(b[i & 1], &maps_at[buffer][i][4 * me.sq]);
-      load4(m[i & 1], &maps_at[buffer][i][NPAD + 4 * me.sq]);
+      load4(b[i & 1], &here[inside_maps * TB + i][4 * me.sq]);
+      load4(m[i & 1], &here[inside_maps * TB + i][NPAD + 4 * me.sq]);
     };
     const auto finish = [&](int i) {
       sum4<1, SL>(out[i & 1]);
@@ -669,9 +716,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
       }
       u.set(r, result);
     }
-    u.store(py, yt, steps, me.valid);
+    u.store(py, yt, rows, me.valid);
     py += TB * yt;
-    buffer ^= 1;
   }
   if (end < length) return;
 #if PACKED
@@ -755,9 +801,11 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
       through[q] = skip && mine + q < me.valid ? skip[me.channel + mine + q] : 0.f;
       grad_skip[q] = grad_bias[q] = 0.f;
     }
-    const T *px = x + batch * xb + me.channel, *pd = dt + batch * dtb + me.channel;
-    const T *pz = z + batch * zb + me.channel, *pg = dy + batch * dyb + me.channel;
-    const i64 out = batch * yb + me.channel;
+    const T *px = x + batch * xb + me.channel + Rows::start(xt);
+    const T *pd = dt + batch * dtb + me.channel + Rows::start(dtt);
+    const T *pz = z + batch * zb + me.channel + Rows::start(zt);
+    const T *pg = dy + batch * dyb + me.channel + Rows::start(dyt);
+    const i64 out = batch * yb + me.channel + Rows::start(yt);
 
     for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
       const i64 t0 = begin + segment * CK;
@@ -964,13 +1012,14 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         }
       }
     }
-    const i64 at = (batch * chunks + c) * channels;
-    store_states(dA + at * N, grad_a, me);
+    // Sums over the chunk: dA (D, N), then of the skip connection (D), then of the bias (D).
+    float *sums_at = by_chunk + (batch * chunks + c) * channels * (N + 2);
+    store_states(sums_at, grad_a, me);
 #pragma unroll
     for (int q = 0; q < OWN_CHANNELS; q++)
       if (me.sq < 4 && mine + q < me.valid) {
-        dskip[at + me.channel + mine + q] = grad_skip[q];
-        dbias[at + me.channel + mine + q] = grad_bias[q];
+        sums_at[channels * N + me.channel + mine + q] = grad_skip[q];
+        sums_at[channels * (N + 1) + me.channel + mine + q] = grad_bias[q];
       }
     if (c == 0) store_states(handed + batch * channels * N, carry, me);
   }

@@ -1,0 +1,104 @@
+"""How the `cuda` backend cuts a row into chunks and channels into blocks.
+
+A block is some warps that share B and C; a multiprocessor holds as many blocks as registers allow.
+Few chunks mean little work twice (what a chunk hands on has to be found first), many fill the
+device: the cheapest of all cuts by the model below is taken, once per problem size.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MOST_CHUNKS = 65535
+# A multiprocessor with few warps waits for latencies that others would fill: a quarter of what it
+# holds takes 0.5 of the time, half of it 0.65. From (8, 1536, 8192) uncut and (64, 512, 1024), an H200.
+_ALONE = 0.33
+# What `chunk_ends` costs of a main pass: all of it where nothing is forgotten, and for each state
+# beyond that a reading of every step. From chunks of 1024 and 8192 steps.
+_READING, _MEMORY = 0.35, 3000
+_ENTERING = 100
+"""Steps that a block takes as long for as to start, to load a state and to be chained."""
+
+
+class Problem(NamedTuple):
+    """Sizes that the cut follows from."""
+
+    warps: int
+    """Side by side along the channels of a group."""
+    rows: int
+    """Groups x batch."""
+    steps: int
+    multiprocessors: int
+    held: int
+    """Warps that a multiprocessor holds."""
+    widths: tuple[int, ...]
+    """Warps that a block may have, widest first."""
+
+    def time(self, width: int, chunks: int) -> float:
+        """Of all chunks, in times that a full multiprocessor takes for one."""
+        blocks = -(-self.warps // width) * self.rows * chunks
+        waves, rest = divmod(blocks, self.held // width * self.multiprocessors)
+        busy = -(-rest // self.multiprocessors) * width / self.held
+        return waves + (_ALONE + (1 - _ALONE) * busy if rest else 0.0)
+
+
+class Cut(NamedTuple):
+    """Chunks of `steps` each, the last may be shorter, by blocks of `width` warps."""
+
+    width: int
+    steps: int
+    chunks: int
+
+
+@functools.cache
+def cut(problem: Problem, span: int, pre_pass: float) -> Cut:
+    """Of the main pass, in chunks of whole spans.
+
+    `pre_pass` is the cost of finding what chunks hand on, as a share of the main pass, when all
+    steps of a chunk have to be looked at.
+    """
+    spans = -(-problem.steps // span)
+    best, cheapest = None, float("inf")
+    for width, per_chunk in itertools.product(problem.widths, _divisions(spans, problem)):
+        steps, chunks = per_chunk * span, -(-spans // per_chunk)
+        cost = problem.time(width, chunks) * (steps + _ENTERING)
+        if chunks > 1:
+            cost *= 1 + pre_pass * _seen(steps)
+        if cost < 0.985 * cheapest:
+            best, cheapest = Cut(width, steps, chunks), cost
+    if best is None:
+        raise ValueError(f"no cut of {problem}")
+    return best
+
+
+@functools.cache
+def cut_ends(problem: Problem, chunk: int, tile: int) -> Cut:
+    """Of the pass before it: each chunk in 1, 2 or 4 pieces of whole tiles, for more blocks."""
+    best, cheapest = None, float("inf")
+    for width, pieces in itertools.product(problem.widths, (1, 2, 4)):
+        if chunk % (pieces * tile):
+            continue
+        steps = chunk // pieces
+        count = -(-problem.steps // steps)
+        cost = problem.time(width, count - 1) * (steps + _ENTERING) * _seen(steps)
+        if cost < 0.985 * cheapest:
+            best, cheapest = Cut(width, steps, count), cost
+    if best is None:
+        raise ValueError(f"no cut of chunks of {chunk} steps into tiles of {tile}")
+    return best
+
+
+def _seen(steps: int) -> float:
+    """Cost of a look at chunks of so many steps, as a share of a look at all of them."""
+    return _READING + (1 - _READING) * min(1.0, _MEMORY / steps)
+
+
+def _divisions(spans: int, problem: Problem) -> Iterator[int]:
+    """Numbers of spans per chunk worth a look: up to four full devices of chunks."""
+    across = -(-problem.warps // problem.widths[0]) * problem.rows
+    slots = problem.held // problem.widths[-1] * problem.multiprocessors
+    most = min(spans, max(1, 4 * slots // across), _MOST_CHUNKS)
+    yield from sorted({-(-spans // wanted) for wanted in range(1, most + 1)}, reverse=True)
