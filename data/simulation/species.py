@@ -7,7 +7,7 @@ conserved: they change ten times slower and have no indels. Everything else is n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def write_species(found: SimulatedSpecies, out: Path, *, force: bool = False) ->
     """Write the folder `out`.
 
     ancestor.fa, ancestor.gff3, ancestor.conserved.bed, tree.nwk, alignment.maf, run.json, and of
-    each species NAME.fa and NAME.conserved.bed.
+    each species NAME.fa and NAME.conserved.bed, whose contigs are called NAME#1#CONTIG: all
+    species fit into one store, and the sampler `species` knows them apart.
 
     Raises:
         ArtifactError: `out` is taken, or cannot be written; nothing half-written is left.
@@ -127,13 +128,15 @@ def write_species(found: SimulatedSpecies, out: Path, *, force: bool = False) ->
     files = {
         "ancestor.fa": fasta_text(found.ancestor.contigs, f"ancestor, seed {found.seed}"),
         "ancestor.gff3": gff_text(found.ancestor),
-        "ancestor.conserved.bed": _bed([place for place, _ in found.elements], found),
+        "ancestor.conserved.bed": _bed([place for place, _ in found.elements], found, ""),
         "tree.nwk": f"{found.tree.newick()};\n",
         "alignment.maf": _maf(found),
     }
     for name, contigs in found.genomes.items():
-        files[f"{name}.fa"] = fasta_text(contigs, f"species {name}, seed {found.seed}")
-        files[f"{name}.conserved.bed"] = _bed(found.conserved[name], found)
+        prefix = f"{name}#1#"
+        named = {f"{prefix}{contig}": sequence for contig, sequence in contigs.items()}
+        files[f"{name}.fa"] = fasta_text(named, f"species {name}, seed {found.seed}")
+        files[f"{name}.conserved.bed"] = _bed(found.conserved[name], found, prefix)
     lengths = [len(sequence) for sequence in found.ancestor.contigs.values()]
     with staged_folder(out, force=force) as folder:
         for name, text in files.items():
@@ -215,9 +218,9 @@ def _places(contig: str, lineage: Lineage) -> dict[int, Interval]:
     }
 
 
-def _bed(places: list[Interval] | tuple[Interval, ...], found: SimulatedSpecies) -> str:
+def _bed(places: Sequence[Interval], found: SimulatedSpecies, prefix: str) -> str:
     return table_text(
-        (place.contig, place.start, place.end, f"element{number:05d}.{kind}")
+        (f"{prefix}{place.contig}", place.start, place.end, f"element{number:05d}.{kind}")
         for number, (place, (_, kind)) in enumerate(zip(places, found.elements, strict=True), 1)
     )
 

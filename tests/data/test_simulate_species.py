@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data.annotation import read_bed
+from dnassm.data.sampler import SAMPLERS
 from dnassm.data.simulation.kinds import simulate_to
 from dnassm.data.simulation.species import simulate_species, write_species
 from dnassm.data.simulation.tree import parse_newick, random_tree
+from dnassm.data.store import build_store
 from dnassm.errors import ArtifactError, ConfigError
 
 TREE = "((man:0.02,chimp:0.02):0.05,mouse:0.3);"
@@ -55,7 +58,7 @@ def test_the_rows_of_the_alignment_are_the_genomes(folder):
     for contig, texts in rows.items():
         assert len({len(text) for text in texts.values()}) == 1
         for name, text in texts.items():
-            assert text.replace("-", "") == sequences(folder / f"{name}.fa")[contig]
+            assert text.replace("-", "") == sequences(folder / f"{name}.fa")[f"{name}#1#{contig}"]
             assert any(base.islower() for base in text)
         columns = np.array([list(text) for text in texts.values()])
         # A column without any base was inserted and deleted again; there are few.
@@ -88,9 +91,9 @@ def test_species_differ_as_their_tree_says_and_conserved_elements_ten_times_less
         same = []
         for contig, texts in rows.items():
             a, b = (np.frombuffer(texts[name].upper().encode(), np.uint8) for name in pair)
-            neutral = np.ones(len(genomes[pair[0]][contig]), dtype=bool)
+            neutral = np.ones(len(genomes[pair[0]][f"{pair[0]}#1#{contig}"]), dtype=bool)
             for place in places[pair[0]]:
-                neutral[place.start : place.end] &= place.contig != contig
+                neutral[place.start : place.end] &= place.contig != f"{pair[0]}#1#{contig}"
             kept = (a != ord("-")) & (a != ord("N"))
             kept[a != ord("-")] &= neutral
             kept &= b != ord("-")
@@ -107,6 +110,14 @@ def test_elements_are_the_coding_exons_and_stretches_without_features(species, f
     coding = {f.interval.start for f in species.ancestor.features if f.type == "CDS"}
     for place, kind in species.elements:
         assert (place.start in coding) == (kind == "coding")
+
+
+def test_all_species_fit_into_one_store_and_are_sampled_apart(folder, tmp_path):
+    fastas = [folder / f"{name}.fa" for name in ("man", "chimp", "mouse")]
+    store = build_store(fastas, tmp_path / "store")
+    sampler = SAMPLERS["species"](store, split="train", length=1000, rc_probability=0.0)
+    drawn = Counter(sampler(0, 0, index).contig.split("#")[0] for index in range(300))
+    assert set(drawn) == {"man", "chimp", "mouse"}
 
 
 def test_insertions_and_deletions_are_about_as_frequent_as_they_should_be(folder):
