@@ -226,6 +226,8 @@ class _Run:
         largest = max(self.plan.steps, self.plan.width, self.plan.states)
         strides = [tensor.stride(axis) for tensor in inputs for axis in (1, -1)]
         self.wide = largest * max(strides) >= 1 << 30
+        cuda = x.device.type != "xpu" and torch.version.hip is None
+        self.precision = "" if not self.plan.exact else "tf32x3" if cuda else "ieee"
         self._common = (
             inputs,
             tuple(tensor.stride() for tensor in inputs),
@@ -287,7 +289,7 @@ class _Run:
                 STEPS=plan.steps,
                 WIDTH=plan.width,
                 STATES=plan.states,
-                EXACT=plan.exact,
+                EXACT=self.precision,
                 SOFTPLUS=call.dt_softplus,
                 REVERSE=call.reverse,
                 PACKED=self.packed,

@@ -3,7 +3,7 @@
 A chunk is STEPS positions of one sequence in the order of the walk, a segment `chunks` chunks of
 one sequence, the last of which may be short or missing. A unit is one head and a block of WIDTH of
 its channels. What lies past the end of a sequence is read as 0, with a step size of 0: it changes
-nothing. Offsets are 64-bit, but for those within one tile unless WIDE: they take half the registers.
+nothing. Offsets are 64-bit; those within a tile only if WIDE, since they take twice the registers.
 
 Tuples that go from function to function:
 
@@ -64,7 +64,7 @@ _INTERPRETED = tl.constexpr(not isinstance(_sigmoid, triton.JITFunction))
 
 
 @triton.jit
-def _product(a, b, acc, FORM: tl.constexpr):
+def _product(a, b, acc, FORM: tl.constexpr, PRECISION: tl.constexpr):
     """acc + a b, a' b or a b' of two tiles of one dtype.
 
     Transposed last of all: a tile that goes through shared memory is then read the other way.
@@ -75,26 +75,27 @@ def _product(a, b, acc, FORM: tl.constexpr):
         a = tl.trans(a)
     if FORM == "a b'":
         b = tl.trans(b)
-    return tl.dot(a, b, acc, input_precision="tf32x3")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
 def _dot(a, b, acc, EXACT: tl.constexpr, FORM: tl.constexpr, SPLIT: tl.constexpr = ""):
-    """acc + the product of a and b, in float32. Unless EXACT both are rounded to bfloat16.
+    """acc + the product of a and b, in float32. Both are rounded to bfloat16 if EXACT is "".
 
+    EXACT is else the precision of a product of float32, in Triton's words.
     SPLIT keeps 16 bits of one of them, as the sum of two numbers: an operand that is no input would
     otherwise be the second one whose rounding is in the result.
     """
-    if EXACT:
-        return _product(a.to(tl.float32), b.to(tl.float32), acc, FORM)
+    if EXACT != "":
+        return _product(a.to(tl.float32), b.to(tl.float32), acc, FORM, EXACT)
     high_a, high_b = a.to(tl.bfloat16), b.to(tl.bfloat16)
     if SPLIT == "a":
         low = (a.to(tl.float32) - high_a.to(tl.float32)).to(tl.bfloat16)
-        acc = _product(low, high_b, acc, FORM)
+        acc = _product(low, high_b, acc, FORM, "ieee")
     if SPLIT == "b":
         low = (b.to(tl.float32) - high_b.to(tl.float32)).to(tl.bfloat16)
-        acc = _product(high_a, low, acc, FORM)
-    return _product(high_a, high_b, acc, FORM)
+        acc = _product(high_a, low, acc, FORM, "ieee")
+    return _product(high_a, high_b, acc, FORM, "ieee")
 
 
 # Where a program is
@@ -237,7 +238,7 @@ def _between(high, low, STEPS: tl.constexpr, EXACT: tl.constexpr):
     """(t, s) what of position s is left at t; 0 where s > t. No positive sum is exponentiated."""
     t = tl.arange(0, STEPS)
     sums = high[:, None] - high[None, :]
-    if EXACT:  # below the rounding to bfloat16, and registers are few
+    if EXACT != "":  # below the rounding to bfloat16, and registers are few
         sums += low[:, None] - low[None, :]
     return tl.exp(tl.where(t[:, None] >= t[None, :], sums, float("-inf")))
 
@@ -357,10 +358,9 @@ def walk_kernel(
         carry = carry * _decay(total.to(tl.float32))
         carry = _dot(u * weight[:, None], v, carry, EXACT, "a' b", "a")
     if KEEP:
-        if ADJOINT:
-            if (place[4] == 0) & (place[3] > 0):
-                edge += place[0] * _state_size(sizes) + of_head
-                tl.store(edge + at, carry, mask=inside)
+        if ADJOINT and (place[4] == 0) & (place[3] > 0):
+            edge += place[0] * _state_size(sizes) + of_head
+            tl.store(edge + at, carry, mask=inside)
     else:
         tl.store(mark + at, carry, mask=inside)
         if number % tl.cdiv(shape[1], WIDTH) == 0:
@@ -468,7 +468,7 @@ def forward_kernel(
             )
             out = out * z * _sigmoid(z)
         to = y + ((place[1] * length + chunk[0]) * shape[0] + head) * shape[1]
-        to += _times(shape[0] * shape[1], STEPS, REVERSE, False)[:, None] + channel[None, :]
+        to += _times(shape[0] * shape[1], STEPS, REVERSE, WIDE)[:, None] + channel[None, :]
         tl.store(to, out.to(y.dtype.element_ty), mask=chunk[1][:, None] & real[None, :])
         weight = d * _until(high, low, total)
         h = h * _decay(total.to(tl.float32))
@@ -502,7 +502,7 @@ def _from_here_on(value, STEPS: tl.constexpr):
 
 
 # Every sum of what goes through the decay at t (from s < t to t or later) has terms of its own
-# alone: a total from which others are taken away would leave nothing where all is forgotten at once.
+# alone: a total from which others are taken away leaves nothing where all is forgotten at once.
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -583,7 +583,7 @@ def into_kernel(
         gy = gy.to(tl.float32)
         skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
         dx = outputs[0] + ((place[1] * length + chunk[0]) * heads + head) * width
-        dx += _times(heads * width, STEPS, REVERSE, False)[:, None] + channel[None, :]
+        dx += _times(heads * width, STEPS, REVERSE, WIDE)[:, None] + channel[None, :]
         found = (d[:, None] * q + skip[None, :] * gy).to(outputs[0].dtype.element_ty)
         tl.store(dx, found, mask=chunk[1][:, None] & real[None, :])
 
@@ -595,7 +595,7 @@ def into_kernel(
         tl.store(outputs[2] + (slot * heads + head) * width + channel, dD, mask=real)
     state = tl.arange(0, STATES)
     to = outputs[1] + ((place[1] * length + chunk[0]) * groups + group) * shape[2]
-    to += _times(groups * shape[2], STEPS, REVERSE, False)[:, None] + state[None, :]
+    to += _times(groups * shape[2], STEPS, REVERSE, WIDE)[:, None] + state[None, :]
     mask = chunk[1][:, None] & (state < shape[2])[None, :]
     tl.store(to, dB.to(outputs[1].dtype.element_ty), mask=mask)
 
@@ -667,7 +667,7 @@ def out_kernel(
             skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
             whole = _dot(products * between, x, y, EXACT, "a b") + skip[None, :] * x.to(tl.float32)
             dz = outputs[0] + ((place[1] * length + chunk[0]) * heads + head) * width
-            dz += _times(heads * width, STEPS, REVERSE, False)[:, None] + channel[None, :]
+            dz += _times(heads * width, STEPS, REVERSE, WIDE)[:, None] + channel[None, :]
             found = gy.to(tl.float32) * whole * gate * (1.0 + z * (1.0 - gate))
             mask = chunk[1][:, None] & real[None, :]
             tl.store(dz, found.to(outputs[0].dtype.element_ty), mask=mask)
@@ -690,7 +690,7 @@ def out_kernel(
         if number % blocks == blocks - 1:
             ddt = (by_inflow + a * by_decay) * slope
             to = outputs[2] + (place[1] * length + chunk[0]) * heads + head
-            to += _times(heads, STEPS, REVERSE, False)
+            to += _times(heads, STEPS, REVERSE, WIDE)
             tl.store(to, ddt.to(outputs[2].dtype.element_ty), mask=chunk[1])
             tl.store(outputs[3] + slot * heads + head, tl.sum(by_decay * d, 0))
             tl.store(outputs[4] + slot * heads + head, tl.sum(ddt, 0))
@@ -698,6 +698,6 @@ def out_kernel(
             by_decay = tl.zeros([STEPS], tl.float32)
     state = tl.arange(0, STATES)
     to = outputs[1] + ((place[1] * length + chunk[0]) * groups + group) * shape[2]
-    to += _times(groups * shape[2], STEPS, REVERSE, False)[:, None] + state[None, :]
+    to += _times(groups * shape[2], STEPS, REVERSE, WIDE)[:, None] + state[None, :]
     mask = chunk[1][:, None] & (state < shape[2])[None, :]
     tl.store(to, dC.to(outputs[1].dtype.element_ty), mask=mask)
