@@ -24,6 +24,7 @@ Row = tuple[Interval, Interval]
 
 _SPLIT_NAMES = {"val": "valid", "validation": "valid", "dev": "valid"}
 _KNOWN_SPLITS = {"train", "valid", "test", *_SPLIT_NAMES}
+_NO_RUNS = Runs.merge([], [])
 
 
 class Segments:
@@ -75,8 +76,11 @@ class Segments:
         if end - start < self._length:
             return np.zeros((0, 2), dtype=np.int64)
         inside = Interval(bounds.contig, start, end)
-        found = admissible_starts(self._runs[bounds], inside, self._length, self._unknown)
-        held_out = self._held_out.get(bounds.contig)
+        found = np.array([[start, end - self._length + 1]], dtype=np.int64)
+        unknown = _near(self._runs[bounds], inside)
+        if unknown is not None:
+            found = admissible_starts(unknown, inside, self._length, self._unknown)
+        held_out = _near(self._held_out.get(bounds.contig, _NO_RUNS), inside)
         if held_out is None:
             return found
         return stretches(without(Runs.merge(found[:, 0], found[:, 1]), held_out))
@@ -96,6 +100,15 @@ class Segments:
             bounds = [bounds for _, bounds in self.rows]
             what = f"{self._length} bp with few enough N"
             raise no_window(self._store, self._split, bounds, what)
+
+
+def _near(runs: Runs, interval: Interval) -> Runs | None:
+    """Runs that touch an interval, None where there are none: most rows have an easy answer."""
+    first = np.searchsorted(runs.ends, interval.start, side="right")
+    stop = np.searchsorted(runs.starts, interval.end)
+    if first == stop:
+        return None
+    return Runs.merge(runs.starts[first:stop], runs.ends[first:stop])
 
 
 def _around(held_out: Iterable[Interval], length: int) -> dict[str, Runs]:
