@@ -9,7 +9,7 @@ from dnassm.data.annotation import read_bed, read_gff
 from dnassm.data.haplotypes import read_phased
 from dnassm.data.variants import read_variants
 from dnassm.errors import FormatError
-from tests.fuzz.targets import TARGETS, outcome
+from tests.fuzz.targets import TARGETS, outcome, seeds
 
 
 @pytest.mark.parametrize("blank", ["\x1c", "\x1d", "\x1e", "\x1f", "\xa0", "\x0b", "\r"])
@@ -72,3 +72,13 @@ def test_a_genotype_of_5000_digits_is_refused(tmp_path):
     (tmp_path / "x.vcf").write_text(HEAD + f"c\t1\t.\tA\tG\t.\t.\t.\tGT\t0|{'9' * 5000}\n")
     with pytest.raises(FormatError, match=r"x\.vcf:3: GT must be like 0\|1"):
         read_phased(tmp_path / "x.vcf")
+
+
+@pytest.mark.timeout(60)
+def test_a_bcf_that_numbers_its_fields_by_billions_is_refused(tmp_path):
+    """The library makes a slot for every number up to the largest: 8 GB, half a minute."""
+    pytest.importorskip("pysam")
+    bcf = b"BCF" + seeds("bcf")[0]
+    (tmp_path / "x.bcf").write_bytes(bcf.replace(b"IDX=1>", b"IDX=999999999>", 1))
+    with pytest.raises(FormatError, match=r"x\.bcf: expected numbers up to 1,000,000 .* got IDX=9"):
+        read_variants(tmp_path / "x.bcf")
