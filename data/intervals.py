@@ -1,7 +1,7 @@
 """Algebra of intervals: merge, intersect, subtract, complement, slop, nearest, centred windows.
 
-Plain numpy on sorted arrays (`dnassm.data.runs`). bioframe 0.8 was tried beside it: it brings pandas
-and 2.5 s of imports, and takes 17 times as long to merge a million intervals into the same ones.
+Plain numpy on sorted arrays (`dnassm.data.runs`). bioframe 0.8 was tried beside it: it brings
+pandas and 2.5 s of imports, and takes 17 times as long to merge a million intervals.
 
 Without `stranded`, strands are ignored and every result lies on '+'. With it, an interval meets
 only those of its own strand and keeps it. Results are sorted within a contig; contigs come in the
