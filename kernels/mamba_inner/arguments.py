@@ -14,7 +14,7 @@ KEEP = ("xz", "x_dbl", "scan")
 STATES = "states"
 """What is kept at least where there is a backward: the states between pieces."""
 DEFAULT_KEEP: dict[str, tuple[str, ...]] = {"cpu": KEEP, "cuda": ("x_dbl", "scan")}
-# Bytes of one (rows, T, E) tensor of a piece; about eight of them are alive at once. Every cut costs
+# Bytes of one (rows, T, E) tensor of a piece; about eight of them are alive at once. A cut costs
 # a GPU's scan a look at what its first chunks enter, and threads of a CPU a wait for each other.
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
