@@ -79,7 +79,7 @@ def floors(shape: tuple[int, int, int, int, int]) -> dict[str, float]:
     of_x, of_maps, of_dt = heads * width, 2 * states, heads
     read = of_x + of_maps + of_dt
     # Per head and position: y from the chunk and from the state, what the chunk adds to the state;
-    # the products of C and B once for all heads. Of a chunk the triangle is counted, not the square.
+    # the products of C and B once for all heads. Of a chunk only the triangle is counted.
     forward = heads * (CHUNK * width + 4 * width * states) + CHUNK * states
     # Back: the adjoint of the state, dx, dB and dC, each from the chunk and from a state.
     inner = 2 * CHUNK * width + 2 * CHUNK * states + 8 * width * states

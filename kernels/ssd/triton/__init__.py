@@ -23,23 +23,27 @@ from dnassm.kernels.ssd.arguments import Gradients, Ssd
 PRIORITY = 20
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CHUNK = {"bfloat16": 64, "exact": 32}
-"""Positions of a chunk: most operands of a product in bfloat16 are as wide."""
+_CHUNK = {"bfloat16": 64, "exact": 16}
+"""Positions of a chunk; products of float32 take three times the registers."""
 _SMALLEST_CHUNK = 16
 _WIDTH = 64
 """Most channels of a head that a program takes."""
 _TILE = 8192
 """Most numbers of state of a program: 64 in each thread of 4 warps."""
 _MOST_STATES = 512
-_SEGMENT = (4, 16, 32)
-"""Chunks of a segment: the fewest, as many as a row of some thousand positions has, the most."""
+_SEGMENT = (256, 1024, 2048)
+"""Positions of a segment: the fewest, as many as a row of some thousand has, the most."""
 _SEGMENTS = 512
 """Segments of a row before they become longer; they are folded one after the other."""
 _KEPT = 512 << 20
 """Bytes for what enters and leaves the chunks in the backward; L is walked in slabs of this."""
 _FOLD = 512
 """Numbers of state that a program folds."""
-_WARPS = {"walk_kernel": 4, "forward_kernel": 4, "into_kernel": 4, "out_kernel": 4}
+_WARPS = {
+    # A product of bfloat16 has 64 rows, 16 to a warp: more warps than four would do it twice.
+    "bfloat16": {"walk_kernel": 4, "forward_kernel": 4, "into_kernel": 4, "out_kernel": 4},
+    "exact": {"walk_kernel": 4, "forward_kernel": 8, "into_kernel": 8, "out_kernel": 8},
+}
 _STAGES = {"walk_kernel": 2, "forward_kernel": 2, "into_kernel": 1, "out_kernel": 1}
 
 
@@ -103,18 +107,22 @@ class _Plan(NamedTuple):
 def _plan(call: Ssd) -> _Plan:
     _, length, _, channels = call.x.shape
     exact = any(tensor.dtype != torch.bfloat16 for tensor in (call.x, call.B, call.C))
-    largest = _CHUNK["exact" if exact else "bfloat16"]
+    largest = _CHUNK[_kind(exact=exact)]
     steps = min(largest, max(_SMALLEST_CHUNK, _power_of_two(min(call.chunk or largest, length))))
     states = max(16, _power_of_two(call.B.shape[3]))
     width = min(_WIDTH, max(16, _power_of_two(channels)), _TILE // states)
     sequences = 1 if call.cu_seqlens is None else call.sequences
     in_each = -(-length // (sequences * steps))
-    fewest, some, most = _SEGMENT
+    fewest, some, most = (max(1, positions // steps) for positions in _SEGMENT)
     chunks = max(fewest, min(in_each, some), min(in_each // _SEGMENTS, most))
     # Every sequence may leave all but one position of its last segment empty.
     positions = chunks * steps
     segments = (length + sequences * (positions - 1)) // positions
     return _Plan(exact, steps, width, states, chunks, segments)
+
+
+def _kind(*, exact: bool) -> str:
+    return "exact" if exact else "bfloat16"
 
 
 def _power_of_two(number: int) -> int:
@@ -296,7 +304,7 @@ class _Run:
                 GATED=call.z is not None,
                 WIDE=self.wide,
                 **flags,
-                num_warps=_WARPS[name],
+                num_warps=_WARPS[_kind(exact=plan.exact)][name],
                 num_stages=_STAGES[name],
                 enable_fp_fusion=True,  # in words, since triton changes what it takes for granted
             )
