@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dnassm.kernels.ssd import BACKENDS, cases, ssd, triton
+from dnassm.kernels.ssd import BACKENDS, cases, op, ssd, triton
+from dnassm.kernels.ssd.arguments import Gradients
 from dnassm.kernels.ssd.cases import Case, Results, Tolerance
 
 pytestmark = [
@@ -269,6 +271,15 @@ def test_auto_is_triton():
     want = ssd(**inputs, backend="triton")
     assert torch.equal(ssd(**inputs), want)
     assert next(iter(BACKENDS.all())) == "triton"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+def test_torch_finds_no_fault_with_the_operator(packed):
+    inputs = Case(batch=1, length=70, heads=4, groups=2).inputs(torch.float32, device="cuda")
+    leaves = [inputs[name].requires_grad_() for name in Gradients._fields]
+    edges = torch.tensor([0, 70], dtype=torch.int32, device="cuda") if packed else None
+    options = (edges, True, 0.0, math.inf, False, None, "triton")
+    torch.library.opcheck(op.apply, [*leaves, *options])
 
 
 def test_it_is_captured_in_a_cuda_graph():
