@@ -14,13 +14,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_time import milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.causal_conv1d import causal_conv1d
@@ -51,19 +51,6 @@ def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
 
     x, _ = normal(batch, length, 2 * channels, dtype=torch.bfloat16).chunk(2, dim=2)
     return {"x": x, "weight": normal(channels, WIDTH) / 2, "bias": normal(channels)}
-
-
-def milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """Of each of `rounds` calls, by CUDA events, after five that do not count."""
-    events = []
-    for _ in range(rounds + 5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events[5:]]
 
 
 def measure(

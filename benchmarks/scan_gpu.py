@@ -2,16 +2,17 @@
 
     python -m benchmarks.scan_gpu [--out benchmarks/results/scan_gpu.json]
 
-Start-up: the first forward and backward of a process, torch (its autograd too) and its device ready,
-with an empty kernel cache and with a full one.
+Start-up: the first forward and backward of a process, torch (its autograd too) and its device
+ready, with an empty kernel cache and with a full one.
 
 bf16, N 16, z + D + dt_bias + softplus, on tensors as a Mamba block leaves them: x and z are the
 halves of one projection, B and C slices of another. A = -(1 ... 16), steps log-uniform in
 [1e-3, 0.1] per channel (Mamba's initialisation) with noise of 0.5 before the softplus. `exact`
 forbids to leave out what decayed below 2^-40.
 
-Medians of CUDA events after a warm-up. `extra` is the peak of forward + backward beyond inputs,
-output, its gradient and the gradients of the inputs.
+Medians of CUDA events after a warm-up, the cache overwritten before each call and calls queued.
+`extra` is the peak of forward + backward beyond inputs, output, its gradient and the gradients of
+the inputs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_time import milliseconds
 from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.kernels.selective_scan import selective_scan
@@ -75,20 +76,6 @@ def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
         "z": z,
         "dt_bias": step + torch.log(-torch.expm1(-step)),
     }
-
-
-def milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """Of each of `rounds` calls, by CUDA events, after three that do not count."""
-    times = []
-    for index in range(rounds + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        if index >= 3:
-            times.append(start.elapsed_time(end))
-    return times
 
 
 def measure(

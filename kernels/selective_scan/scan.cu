@@ -675,8 +675,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     const auto fetch = [&](int i) {
       load4(d[i & 1], &size.v[i][4 * me.cl]);
       load4(in[i & 1], &inflow.v[i][4 * me.cl]);
-      load4(b[i & 1], &here[inside_maps * TB + i][4 * me.sq]);
-      load4(m[i & 1], &here[inside_maps * TB + i][NPAD + 4 * me.sq]);
+      load4(b[i & 1], &here[i][4 * me.sq]);
+      load4(m[i & 1], &here[i][NPAD + 4 * me.sq]);
     };
     const auto finish = [&](int i) {
       sum4<1, SL>(out[i & 1]);

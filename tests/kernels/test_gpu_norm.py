@@ -174,7 +174,8 @@ def test_an_expanded_gradient_is_taken():
     y = norm(**inputs)
     (want,) = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
     (got,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(got, want)
+    # Strides of 0 give Triton another layout, and sums over a row another order.
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["residual", "gate"])

@@ -79,12 +79,13 @@ def _product(a, b, acc, FORM: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, acc, EXACT: tl.constexpr, FORM: tl.constexpr, SPLIT: tl.constexpr = ""):
+def _dot(a, b, acc, EXACT: tl.constexpr, FORM: tl.constexpr, SPLIT: tl.constexpr = 0):
     """acc + the product of a and b, in float32. Both are rounded to bfloat16 if EXACT is "".
 
     EXACT is else the precision of a product of float32, in Triton's words.
-    SPLIT keeps 16 bits of one of them, as the sum of two numbers: an operand that is no input would
-    otherwise be the second one whose rounding is in the result.
+    SPLIT keeps 16 bits of one of them ("a" or "b"; Triton 3.6 takes no string as a default), as the
+    sum of two numbers: an operand that is no input would otherwise be the second one whose rounding
+    is in the result.
     """
     if EXACT != "":
         return _product(a.to(tl.float32), b.to(tl.float32), acc, FORM, EXACT)
