@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.conv_gpu import COPY_PER_S, milliseconds
+from benchmarks.conv_gpu import COPY_PER_S
+from benchmarks.gpu_time import milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.linear_cross_entropy import linear_cross_entropy

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_time import milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
@@ -80,18 +81,9 @@ def inputs(batch: int, width: int, length: int) -> tuple[list[Tensor], Walk]:
     return shared, walk
 
 
-def milliseconds(call: Callable[[], object], rounds: int) -> float:
-    """Median of `rounds` calls by CUDA events, after three that do not count."""
-    times = []
-    for index in range(rounds + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        if index >= 3:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+def median(call: Callable[[], object], rounds: int) -> float:
+    """Milliseconds of a call."""
+    return statistics.median(milliseconds(call, rounds))
 
 
 def leaves_of(shared: list[Tensor], walk: Walk) -> list[Tensor]:
@@ -110,8 +102,8 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
         return (y, *torch.autograd.grad(y, wanted, dy))
 
     with torch.no_grad():
-        forward = milliseconds(lambda: mamba_inner(*shared, walk, **how), rounds)
-    forward_backward = milliseconds(both, rounds)
+        forward = median(lambda: mamba_inner(*shared, walk, **how), rounds)
+    forward_backward = median(both, rounds)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     results = both()
@@ -128,7 +120,7 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:
     """Milliseconds of forward + backward."""
     dy = torch.ones_like(call())
-    return milliseconds(lambda: torch.autograd.grad(call(), wanted, dy), rounds)
+    return median(lambda: torch.autograd.grad(call(), wanted, dy), rounds)
 
 
 def parts(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
@@ -157,7 +149,7 @@ def parts(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
     weights = [shared[1], walk.x_weight, walk.dt_weight, shared[2]]
     with torch.no_grad():
         found["products_ms"] = sum(
-            milliseconds(lambda w=weight: product(batch * length, w), rounds)  # type: ignore[misc]
+            median(lambda w=weight: product(batch * length, w), rounds)  # type: ignore[misc]
             for weight in weights
         )
     return found
@@ -212,7 +204,7 @@ def step(batch: int, dtype: torch.dtype | None, rounds: int) -> dict[str, Any]:
             for _ in range(count):
                 stepper.step(tokens)
 
-        times[name] = milliseconds(run, rounds) / count * 1e3
+        times[name] = median(run, rounds) / count * 1e3
     moved = sum(p.nbytes for p in captured.model.parameters())
     moved += 2 * sum(tensor.nbytes for part in captured.state for tensor in part)
     return {

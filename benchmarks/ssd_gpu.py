@@ -14,13 +14,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_time import milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.ssd import ssd
@@ -57,19 +57,6 @@ def inputs(batch: int, length: int, heads: int, width: int, states: int) -> dict
         "D": normal(heads, dtype=torch.float32),
         "dt_bias": step.exp().expm1().log(),
     }
-
-
-def milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """Of each of `rounds` calls, by CUDA events, after five that do not count."""
-    events = []
-    for _ in range(rounds + 5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events[5:]]
 
 
 def floors(shape: tuple[int, int, int, int, int]) -> dict[str, float]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _MOST_CHUNKS = 65535
 # A multiprocessor with few warps waits for latencies that others would fill: a quarter of what it
-# holds takes 0.5 of the time, half of it 0.65. From (8, 1536, 8192) uncut and (64, 512, 1024), an H200.
-_ALONE = 0.33
+# holds takes 0.42 of the time, half of it 0.64. From (8, 1536, 8192) uncut and (64, 512, 1024).
+_ALONE = 0.26
+# A block of half as many warps brings in B and C twice as often, and blocks that are not in step
+# end at different times: 3.30 ms with 16 warps, 3.45 with 8, 3.96 with 4 at (1, 512, 2^20).
+_NARROW = 0.1
 # What `chunk_ends` costs of a main pass: all of it where nothing is forgotten, and for each state
 # beyond that a reading of every step. From chunks of 1024 and 8192 steps.
 _READING, _MEMORY = 0.35, 3000
@@ -38,11 +42,12 @@ class Problem(NamedTuple):
     """Warps that a block may have, widest first."""
 
     def time(self, width: int, chunks: int) -> float:
-        """Of all chunks, in times that a full multiprocessor takes for one."""
+        """Of all chunks, in times that a multiprocessor full of wide blocks takes for one."""
         blocks = -(-self.warps // width) * self.rows * chunks
         waves, rest = divmod(blocks, self.held // width * self.multiprocessors)
         busy = -(-rest // self.multiprocessors) * width / self.held
-        return waves + (_ALONE + (1 - _ALONE) * busy if rest else 0.0)
+        narrow = 1 + _NARROW * math.log2(self.held / width)
+        return narrow * (waves + (_ALONE + (1 - _ALONE) * busy if rest else 0.0))
 
 
 class Cut(NamedTuple):
