@@ -34,7 +34,7 @@ def keep(run: Path, name: str, machine: str, commit: str) -> None:
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     results = read_json(RESULTS) if RESULTS.exists() else {"runs": {}}
-    results["baselines"] = evaluation["baselines"]
+    results.setdefault("baselines", evaluation["baselines"])  # of the first: E. coli alone
     results["runs"][name] = {
         "machine": machine,
         "commit": commit,
@@ -45,6 +45,7 @@ def keep(run: Path, name: str, machine: str, commit: str) -> None:
         "bits_per_base": evaluation["bits_per_base"],
         "bases": evaluation["bases"],
         "split": evaluation["split"],
+        "best_baseline": min(evaluation["baselines"], key=lambda row: row["bits_per_base"]),
         "steps": int(rows[-1]["step"]),
         "tokens": int(rows[-1]["tokens"]),
         "training_seconds": float(rows[-1]["seconds"]),
@@ -75,18 +76,16 @@ def draw() -> None:
     for colour, (name, run) in zip(COLOURS, results["runs"].items(), strict=False):
         curve = run["curve"][:: max(1, len(run["curve"]) // MOST_POINTS)]
         tokens = [point["tokens"] / 1e6 for point in curve]
-        axes.plot(tokens, [point["valid_bits"] for point in curve], color=colour, lw=1.8)
-        axes.annotate(
-            f"{name.replace(', ', chr(10))}\n{run['bits_per_base']:.3f} on all held-out bases",
-            (tokens[-1], curve[-1]["valid_bits"]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
+        label = f"{run['bits_per_base']:.3f}  {name}"
+        axes.plot(
+            tokens, [point["valid_bits"] for point in curve], color=colour, lw=1.8, label=label
         )
+        axes.plot(tokens[-1], curve[-1]["valid_bits"], "o", color=colour, ms=5)
+    axes.legend(frameon=False, title="on all held-out bases", alignment="left", loc="upper right")
     _markov_line(axes, results["baselines"])
-    axes.set(xlabel="million tokens read", ylabel="bits per held-out base", xlim=(0, 78))
-    axes.set_ylim(bottom=1.835)
+    axes.set(xlabel="million tokens read", ylabel="bits per held-out base", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(1.81, 2.05)
     axes.spines[["top", "right"]].set_visible(False)
     with staged_file(FIGURE) as staging:
         figure.savefig(staging, format="svg", metadata={"Date": None})

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dnassm.data.alphabet import BASE, T
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.runs import Positions, Runs
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 
 _CHUNK_BASES = 1 << 22
@@ -33,13 +33,13 @@ def max_unknown(length: int, max_n_fraction: float | None) -> int:
     return min(int(max_n_fraction * length), length - 1)
 
 
-def unknown_runs(store: GenomeStore, interval: Interval) -> Runs:
+def unknown_runs(store: Genome, interval: Interval) -> Runs:
     """Runs of bases that are not A, C, G or T inside `interval`; read in pieces of 4 Mi bases."""
     return Runs.of_mask(_unknown_masks(store, interval))
 
 
 def _unknown_masks(
-    store: GenomeStore, interval: Interval
+    store: Genome, interval: Interval
 ) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
     counts = store.contig(interval.contig).counts
     if counts["N"] + counts["iupac"] == 0:
@@ -76,9 +76,7 @@ def admissible_starts(runs: Runs, interval: Interval, length: int, unknown: int)
     return np.column_stack([merged.starts, merged.ends])
 
 
-def no_window(
-    store: GenomeStore, split: str, intervals: Sequence[Interval], what: str
-) -> GenomeError:
+def no_window(store: Genome, split: str, intervals: Sequence[Interval], what: str) -> GenomeError:
     """Build the error for a split that holds no admissible window."""
     longest = max((len(interval) for interval in intervals), default=0)
     return GenomeError(

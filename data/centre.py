@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from dnassm.data.alphabet import CODE_TO_ASCII, LETTERS, Codes, N, reverse_complement
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError
 
 _LEAST_BLOCK, _MOST_BLOCK = 1 << 11, 1 << 16
@@ -56,7 +56,7 @@ def centred_start(interval: Interval, length: int) -> int:
     return interval.end - len(interval) // 2 + length // 2 - length
 
 
-def centred_codes(store: GenomeStore, interval: Interval, length: int, *, fill: int = N) -> Codes:
+def centred_codes(store: Genome, interval: Interval, length: int, *, fill: int = N) -> Codes:
     """Codes (length,) of the window around `interval`, read on its strand.
 
     Args:
@@ -85,7 +85,7 @@ class GenomeReader:
         fill: code of what lies outside of a contig.
     """
 
-    def __init__(self, store: GenomeStore, *, fill: int = N) -> None:
+    def __init__(self, store: Genome, *, fill: int = N) -> None:
         self.store = store
         self.fill = fill
         self._contig = ""

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from dnassm.data.alphabet import ASCII_TO_CODE, PAD, SOFT_MASK, Codes, N, reverse_complement
 from dnassm.data.centre import GenomeReader, centred_start
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
-from dnassm.data.store import GenomeStore
 from dnassm.data.variant_windows import OVER_THE_END, Ends, check_ends, check_ref
 from dnassm.data.variants import Variant, alt_refusal, ref_refusal
 from dnassm.data.vcf import VcfReader, VcfRecord
@@ -151,7 +151,7 @@ class HaplotypeWindower:
     """
 
     def __init__(
-        self, store: GenomeStore, phased: PhasedVariants, length: int, *, ends: Ends = "n"
+        self, store: Genome, phased: PhasedVariants, length: int, *, ends: Ends = "n"
     ) -> None:
         check_ends(length, ends)
         self.length = length

@@ -6,11 +6,10 @@ import csv
 import dataclasses
 import gzip
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dnassm.artifact import check_target, staged_file
-from dnassm.data.alphabet import decode, encode_ascii, reverse_complement
 from dnassm.data.lines import read_lines
 from dnassm.data.tokenizer import encode_letters
 from dnassm.errors import ArtifactError, ConfigError, FormatError
@@ -69,18 +68,6 @@ class LabelledSequences:
         return LabelledSequences(
             [self.sequences[i] for i in rows], [self.labels[i] for i in rows], [name] * len(rows)
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Duplicates:
-    """How many test sequences are in training as well, case ignored."""
-
-    exact: int
-    """The same letters."""
-    reverse_complement: int
-    """The same on the other strand only."""
-    test: int
-    """Sequences in the test set."""
 
 
 def read_labelled(
@@ -142,24 +129,6 @@ def write_labelled(path: Path | str, data: LabelledSequences, *, force: bool = F
     content = text.getvalue().encode()
     with staged_file(path) as staging:
         staging.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-
-
-def duplicates_across(train: Iterable[str], test: Iterable[str]) -> Duplicates:
-    """Count the test sequences that are in `train` too, as they are or reverse-complemented.
-
-    Raises:
-        FormatError: a letter is not an IUPAC nucleotide.
-    """
-    known = {sequence.upper() for sequence in train}
-    exact = other_strand = total = 0
-    for sequence in test:
-        total += 1
-        upper = sequence.upper()
-        if upper in known:
-            exact += 1
-        elif decode(reverse_complement(encode_ascii(upper.encode()))) in known:
-            other_strand += 1
-    return Duplicates(exact, other_strand, total)
 
 
 def _folder_tables(folder: Path) -> dict[str, Path]:

@@ -15,6 +15,7 @@ import torch
 
 from dnassm.data.admissible import max_unknown, no_window, unknown_runs
 from dnassm.data.batch import Batch, check_weight, weights_of
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.sampler import (
     check_index,
@@ -24,7 +25,6 @@ from dnassm.data.sampler import (
     splitmix64,
     stream_of,
 )
-from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer
 from dnassm.errors import ConfigError
 
@@ -56,7 +56,7 @@ class PackedRows:
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "train",
         length: int,
@@ -130,7 +130,7 @@ class PackedDataset:
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         tokenizer: Tokenizer,
         rows: PackedRows,
         *,
@@ -180,7 +180,7 @@ class PackedDataset:
 
 
 def _pieces(
-    store: GenomeStore, interval: Interval, length: int, max_n_fraction: float | None
+    store: Genome, interval: Interval, length: int, max_n_fraction: float | None
 ) -> Iterator[Interval]:
     runs = unknown_runs(store, interval)
     for start in range(interval.start, interval.end, length):

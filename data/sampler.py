@@ -7,9 +7,9 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval, Strand
 from dnassm.data.options import built
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import Registry, did_you_mean
 
@@ -79,9 +79,7 @@ class Sampler(abc.ABC):
     files: ClassVar[tuple[str, ...]] = ()
     """Options that may name a file."""
 
-    def __init__(
-        self, store: GenomeStore, *, split: str, length: int, rc_probability: float
-    ) -> None:
+    def __init__(self, store: Genome, *, split: str, length: int, rc_probability: float) -> None:
         check_window(length, rc_probability)
         self.split = split
         self.length = length
@@ -133,7 +131,7 @@ def check_index(index: int, count: int) -> None:
         raise ConfigError(f"sampler: expected an index in [0, {count}), got {index}")
 
 
-def intervals_of_split(store: GenomeStore, split: str) -> Sequence[Interval]:
+def intervals_of_split(store: Genome, split: str) -> Sequence[Interval]:
     """Intervals of a split of the store.
 
     Raises:
@@ -154,7 +152,7 @@ def intervals_of_split(store: GenomeStore, split: str) -> Sequence[Interval]:
 def build_sampler(
     name: str,
     options: Mapping[str, Any],
-    store: GenomeStore,
+    store: Genome,
     *,
     split: str,
     length: int,

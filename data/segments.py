@@ -11,11 +11,11 @@ import numpy as np
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
 from dnassm.data.aliases import match_contigs
 from dnassm.data.annotation import BedRecord, read_bed
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.places import stretches, without
 from dnassm.data.runs import Positions, Runs
 from dnassm.data.sampler import intervals_of_split
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import did_you_mean
 
@@ -52,7 +52,7 @@ class Segments:
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str,
         length: int,
@@ -122,7 +122,7 @@ def _around(held_out: Iterable[Interval], length: int) -> dict[str, Runs]:
     }
 
 
-def _rows(store: GenomeStore, split: str, bed: Path | None) -> tuple[list[Row], list[Interval]]:
+def _rows(store: Genome, split: str, bed: Path | None) -> tuple[list[Row], list[Interval]]:
     """Rows of a split, and the intervals of the other splits of the file."""
     if bed is None:
         return [(interval, interval) for interval in intervals_of_split(store, split)], []
@@ -148,7 +148,7 @@ def _rows(store: GenomeStore, split: str, bed: Path | None) -> tuple[list[Row], 
     return rows, others
 
 
-def _on_contigs(store: GenomeStore, records: Sequence[BedRecord], bed: Path) -> list[Interval]:
+def _on_contigs(store: Genome, records: Sequence[BedRecord], bed: Path) -> list[Interval]:
     """Intervals of the rows, on the contigs of the store that their names mean."""
     if not records:
         return []
@@ -180,7 +180,7 @@ def _splits_of(records: Sequence[BedRecord]) -> list[str] | None:
     return None
 
 
-def _inside_split(store: GenomeStore, split: str, intervals: Sequence[Interval]) -> list[Row]:
+def _inside_split(store: Genome, split: str, intervals: Sequence[Interval]) -> list[Row]:
     parts: dict[str, list[Interval]] = {}
     for part in sorted(intervals_of_split(store, split)):
         parts.setdefault(part.contig, []).append(part)

@@ -76,9 +76,11 @@ class GenomeStore(Genome):
         _check_version(folder, header)
         try:
             store = cls(folder, header)
-        except (KeyError, TypeError, ValueError) as error:
+            _check_header(store)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            words = " ".join(str(error).split())  # keys of JSON may hold line ends
             raise ArtifactError(
-                f"{folder / _HEADER} is damaged ({type(error).__name__}: {error}); "
+                f"{folder / _HEADER} is damaged ({type(error).__name__}: {words}); "
                 "tokenize the genome again"
             ) from error
         store._check_size()
@@ -346,6 +348,27 @@ def _check_version(folder: Path, header: Any) -> None:
             f"{folder}: a store of version {version}, this dnassm reads up to {VERSION}; "
             "update dnassm, or tokenize the genome again"
         )
+
+
+def _check_header(store: GenomeStore) -> None:
+    """Raise ValueError where a header that was changed could show the bases of another place."""
+    offset = 0
+    for contig in store.stored:
+        whole = _is_whole(contig.length) and _is_whole(contig.offset)
+        if not whole or contig.length < 1 or contig.offset != offset:
+            raise ValueError(f"contig {contig.name!r} does not begin where the one before it ends")
+        offset += contig.length
+    if len(store.lengths) < len(store.stored) or store.digest != genome_digest(store.stored):
+        raise ValueError("the digest is not that of the contigs")
+    for interval in (interval for part in store.splits.values() for interval in part):
+        if not (_is_whole(interval.start) and _is_whole(interval.end)):
+            raise ValueError(f"a split begins or ends at no whole number: {interval}")
+        if interval.end > store.lengths[interval.contig]:
+            raise ValueError(f"a split ends past its contig: {interval}")
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _check_out(out: Path, fastas: Sequence[Path], *, force: bool) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dnassm.data.aliases import match_contigs
+from dnassm.data.genome import Genome
 from dnassm.data.haplotypes import PhasedVariants, read_phased
-from dnassm.data.store import GenomeStore
 from dnassm.data.variant_reference import (
     ReferenceCheck,
     RefMatch,
@@ -82,7 +82,7 @@ def parse_offset(text: str) -> Offset:
 
 def load_variants(
     path: Path | str,
-    genome: GenomeStore,
+    genome: Genome,
     *,
     offsets: Sequence[Offset] = (),
     max_wrong: float | None = MAX_WRONG,
@@ -113,7 +113,7 @@ def load_variants(
 
 def load_phased(
     path: Path | str,
-    genome: GenomeStore,
+    genome: Genome,
     *,
     sample: str | None = None,
     offsets: Sequence[Offset] = (),
@@ -135,7 +135,7 @@ def load_phased(
 def _fit(
     variants: Sequence[Variant],
     lengths: Mapping[str, int | None],
-    genome: GenomeStore,
+    genome: Genome,
     offsets: Sequence[Offset],
     max_wrong: float | None,
     source: str,

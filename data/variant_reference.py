@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dnassm.data.aliases import ContigMatch
 from dnassm.data.centre import GenomeReader
-from dnassm.data.store import GenomeStore
+from dnassm.data.genome import Genome
 from dnassm.data.variants import Variant
 from dnassm.errors import ConfigError, GenomeError
 
@@ -86,7 +86,7 @@ def place_variants(
 
 
 def check_variants(
-    variants: Sequence[Variant], store: GenomeStore, *, max_wrong: float | None = 0.01
+    variants: Sequence[Variant], store: Genome, *, max_wrong: float | None = 0.01
 ) -> ReferenceCheck:
     """Compare REF of every variant with the genome.
 
@@ -148,7 +148,7 @@ def left_align(variant: Variant, reader: GenomeReader) -> Variant:
     return _respelt(variant, position, ref, alt)
 
 
-def left_align_all(variants: Sequence[Variant], store: GenomeStore) -> list[Variant]:
+def left_align_all(variants: Sequence[Variant], store: Genome) -> list[Variant]:
     """Left-align variants whose REF is what the genome has; single bases stay as they are.
 
     Raises:
@@ -178,7 +178,7 @@ def _status(variant: Variant, reader: GenomeReader, lengths: Mapping[str, int]) 
 
 
 def _require(
-    check: ReferenceCheck, variants: Sequence[Variant], store: GenomeStore, max_wrong: float
+    check: ReferenceCheck, variants: Sequence[Variant], store: Genome, max_wrong: float
 ) -> None:
     counts = check.counts()
     known = len(variants) - counts.get(RefMatch.NO_CONTIG, 0)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dnassm.data.alphabet import ASCII_TO_CODE, PAD, SOFT_MASK, Codes, N
 from dnassm.data.centre import VCF_LETTER, GenomeReader
-from dnassm.data.store import GenomeStore
+from dnassm.data.genome import Genome
 from dnassm.data.variants import Variant
 from dnassm.errors import ConfigError, GenomeError
 
@@ -56,7 +56,7 @@ class VariantWindower:
         ConfigError: length is below 2, or `ends` is no such name.
     """
 
-    def __init__(self, store: GenomeStore, length: int, *, ends: Ends = "n") -> None:
+    def __init__(self, store: Genome, length: int, *, ends: Ends = "n") -> None:
         check_ends(length, ends)
         self.length = length
         self.ends = ends

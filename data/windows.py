@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dnassm.data.alphabet import PAD
 from dnassm.data.batch import Batch, check_weight, weights_of
+from dnassm.data.genome import Genome
 from dnassm.data.sampler import Sampler, intervals_of_split
 from dnassm.data.samplers.uniform import UniformSampler
-from dnassm.data.store import GenomeStore
 from dnassm.data.tokenizer import Tokenizer, Tokens
 from dnassm.errors import ConfigError
 
@@ -48,7 +48,7 @@ class WindowDataset(Dataset[torch.Tensor]):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         tokenizer: Tokenizer,
         sampler: Sampler,
         *,
@@ -103,7 +103,7 @@ class WindowDataset(Dataset[torch.Tensor]):
         return rows
 
 
-def window_bases(tokenizer: Tokenizer, length: int, store: GenomeStore, *, split: str) -> int:
+def window_bases(tokenizer: Tokenizer, length: int, store: Genome, *, split: str) -> int:
     """Bases of a window of `length` tokens.
 
     So many that every token of it is whole. Where tokens differ in size, as many as so many tokens

@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dnassm.console import Progress, table
 from dnassm.errors import CheckError, ConfigError
 from dnassm.kernels.laws import BATCH, SHORT, Bound, Error, Law, Probe, Subject, errors, laws
 from dnassm.provenance import device_name, versions
+from dnassm.registry import did_you_mean
 
 _COMPILERS = ("triton", "llvmlite", "cuda-core", "cuda-bindings")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -185,18 +186,24 @@ def _figures(check: Check) -> tuple[object, ...]:
 
 
 def examine(
-    *, length: int, device: str = "auto", out: Path | None = None, force: bool = False
+    *,
+    length: int,
+    ops: Sequence[str] = (),
+    device: str = "auto",
+    out: Path | None = None,
+    force: bool = False,
 ) -> Certificate:
     """Check the backend that ``"auto"`` chooses for every op, and write the certificate to `out`.
 
     Args:
         length: L of the inputs, at least 8.
+        ops: names of those to check; all where there is none.
         device: "cpu", "cuda" or "auto", which is a GPU where there is one.
         out: JSON file to write, also when a check fails.
         force: replace `out`.
 
     Raises:
-        ConfigError: no such device here, or L is too short.
+        ConfigError: no such op, no such device here, or L is too short.
         ArtifactError: `out` is taken or cannot be written.
     """
     if length < 8:
@@ -208,7 +215,7 @@ def examine(
     channels = _fitting(length, where)
     probes = [
         Probe(subject, dtype, length, channels, where)
-        for subject in subjects().values()
+        for subject in _chosen(ops)
         for dtype in _DTYPES[where.type]
     ]
     backends: dict[str, list[dict[str, Any]]] = {}
@@ -232,6 +239,15 @@ def examine(
     if out is not None:
         write_json(out, certificate.to_json())
     return certificate
+
+
+def _chosen(ops: Sequence[str]) -> list[Subject]:
+    found = subjects()
+    for op in ops:
+        if op not in found:
+            hint = did_you_mean(op, found)
+            raise ConfigError(f"--op {op}: expected one of {', '.join(found)}.{hint}")
+    return [subject for op, subject in found.items() if not ops or op in ops]
 
 
 def subjects() -> dict[str, Subject]:

@@ -20,7 +20,7 @@ from dnassm.artifact import check_target, staged_file
 from dnassm.baselines.markov import MarkovModel, MixtureModel
 from dnassm.console import Progress
 from dnassm.data.alphabet import PAD, Codes, reverse_complement
-from dnassm.data.store import GenomeStore
+from dnassm.data.genome import Genome, open_genome
 from dnassm.data.variant_input import MAX_WRONG, LoadedVariants, load_variants, parse_offset
 from dnassm.data.variant_reference import RefMatch
 from dnassm.data.variant_windows import VariantWindower
@@ -45,7 +45,7 @@ class _Pair:
 
 def score_variants(
     run: Run,
-    genome: GenomeStore,
+    genome: Genome,
     variants: Sequence[Variant],
     *,
     context: int = 256,
@@ -120,7 +120,7 @@ def score_file(
     """
     check_table_name(out)
     check_target(out, force=force)
-    store = GenomeStore.open(genome)
+    store = open_genome(genome)
     places = [parse_offset(text) for text in offsets]
     loaded = load_variants(vcf, store, offsets=places, max_wrong=max_wrong)
     with Progress(len(loaded.variants), "variants", "score variants") as bar:
@@ -132,7 +132,7 @@ def score_file(
 
 def score_with_markov(
     model: MarkovModel | MixtureModel,
-    genome: GenomeStore,
+    genome: Genome,
     variants: Sequence[Variant],
     *,
     context: int = 256,
@@ -188,7 +188,7 @@ def check_table_name(path: Path) -> None:
 
 
 def _batches(
-    genome: GenomeStore, variants: Sequence[Variant], context: int, batch_size: int
+    genome: Genome, variants: Sequence[Variant], context: int, batch_size: int
 ) -> Iterator[tuple[int, NDArray[np.int64], list[_Pair]]]:
     """How many variants are done then, the indices of those with windows, and the windows."""
     windower = VariantWindower(genome, context, ends="pad")

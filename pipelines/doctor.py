@@ -16,6 +16,9 @@ import click
     help="Positions that the kernels are checked at.",
 )
 @click.option(
+    "--op", "ops", multiple=True, metavar="NAME", help="Check this op alone; may be repeated."
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -25,7 +28,15 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="Certificate to write, as JSON.")
 @click.option("--force", is_flag=True, help="Replace --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON.")
-def command(length: int, device: str, out: Path | None, *, force: bool, as_json: bool) -> None:
+def command(
+    length: int,
+    ops: tuple[str, ...],
+    device: str,
+    out: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
     """List the backends of every kernel, and check the one that runs against float64.
 
     A certificate has the errors of values and of every gradient at --length, and whether the
@@ -35,11 +46,12 @@ def command(length: int, device: str, out: Path | None, *, force: bool, as_json:
     \b
     dnassm doctor
     dnassm doctor --length 1048576 --out certificate.json
+    dnassm doctor --length 1048576 --op selective_scan --op causal_conv1d
     """  # noqa: D301  click marks with it what it must not wrap
     import json
 
     from dnassm.doctor import examine
 
-    certificate = examine(length=length, device=device, out=out, force=force)
+    certificate = examine(length=length, ops=ops, device=device, out=out, force=force)
     click.echo(json.dumps(certificate.to_json(), indent=2) if as_json else certificate.render())
     certificate.require()

@@ -9,7 +9,9 @@ import click
 @click.command(short_help="Embed sequences, intervals or windows with a pretrained model.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--fasta", type=click.Path(path_type=Path), help="FASTA file, plain or gzip.")
-@click.option("--genome", type=click.Path(path_type=Path), help="Genome store of `tokenize`.")
+@click.option(
+    "--genome", type=click.Path(path_type=Path), help="Store of `tokenize`, or a FASTA file."
+)
 @click.option("--bed", type=click.Path(path_type=Path), help="Intervals of the genome to embed.")
 @click.option("--windows", metavar="SIZE:STEP", help="Windows of SIZE bp every STEP bp.")
 @click.option(

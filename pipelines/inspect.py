@@ -13,6 +13,12 @@ import click
     "--verify", is_flag=True, help="Also read every base of a store and check its sha256."
 )
 @click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="VCF, BED, GFF or bigWig: does it belong to this store? May be repeated.",
+)
+@click.option(
     "--leakage", is_flag=True, help="Compare the parts of a store or of labelled sequences."
 )
 @click.option("--window", default=1024, show_default=True, help="Bases compared; of stores.")
@@ -20,12 +26,23 @@ import click
 @click.option("--k", default=21, show_default=True, help="Bases of a k-mer, odd.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
-    path: Path, window: int, windows: int, k: int, *, verify: bool, leakage: bool, as_json: bool
+    path: Path,
+    against: tuple[Path, ...],
+    window: int,
+    windows: int,
+    k: int,
+    *,
+    verify: bool,
+    leakage: bool,
+    as_json: bool,
 ) -> None:
     """Show what is in a genome store or a run folder.
 
     A store: contigs, composition, soft mask, digests and splits. A run: parameters, configuration,
     last metrics and provenance. Neither loads a model.
+
+    With --against: whether the contigs of a file are those of the store; names are resolved,
+    lengths and MD5 compared, as far as the file states them. The first mismatch is an error.
 
     With --leakage: what the held-out parts of a store, or of labelled sequences (a table with a
     column split, or a folder of train, dev and test tables), have in common with the others:
@@ -33,6 +50,7 @@ def command(
     """
     import json
 
+    from dnassm.data.assembly import check_assembly
     from dnassm.data.leakage import leakage_at
     from dnassm.data.store import GenomeStore
     from dnassm.inspection import describe, render
@@ -45,4 +63,11 @@ def command(
     facts = describe(path)
     if verify:
         GenomeStore.open(path).verify()
-    click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
+    checks = [check_assembly(file, GenomeStore.open(path)) for file in against]
+    if as_json:
+        assembly = {"against": [check.to_json() for check in checks]} if checks else {}
+        click.echo(json.dumps(facts | assembly, indent=2))
+    else:
+        click.echo("\n".join([render(facts), *(check.summary() for check in checks)]))
+    for check in checks:
+        check.require()

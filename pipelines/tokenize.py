@@ -42,6 +42,7 @@ def command(
       blocks:size=50000,every=10,gap=1000        of every 10 blocks the last one tests
       blocks:size=50000,every=10,valid=8,test=9  number 8 validates, number 9 tests
       halves:gap=1000                            the second half of each contig tests
+    bed:FILE,rest=train                        column 4 names the part of each region
     A gap is dropped on each side of a border between parts.
 
     With --jobs 2 or more, a run that was stopped goes on where it was: the files that it finished

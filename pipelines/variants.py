@@ -14,7 +14,10 @@ import click
     help="VCF, plain, gzip or bgzip, or BCF.",
 )
 @click.option(
-    "--genome", type=click.Path(path_type=Path), required=True, help="Genome store of `tokenize`."
+    "--genome",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Store of `tokenize`, or a FASTA file.",
 )
 @click.option(
     "--offset",

@@ -11,11 +11,11 @@ import numpy as np
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
 from dnassm.data.aliases import match_contigs
 from dnassm.data.annotation import read_bed, read_gff
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.places import Choice, Places, common, stretches, without
 from dnassm.data.runs import Runs
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split, splitmix64
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import did_you_mean
 
@@ -55,7 +55,7 @@ class AnnotatedSampler(Sampler):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "train",
         length: int,
@@ -104,7 +104,7 @@ class AnnotatedSampler(Sampler):
 
 
 def _by_weight(
-    path: Path, weights: Mapping[str, float], store: GenomeStore
+    path: Path, weights: Mapping[str, float], store: Genome
 ) -> dict[float, dict[str, list[Interval]]]:
     """Features by weight, the largest first, and contig."""
     named: list[tuple[str, Interval]] = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.sampler import SAMPLERS, Sampler, permuted, stream_of
 from dnassm.data.segments import Segments
-from dnassm.data.store import GenomeStore
 from dnassm.data.tiles import Tiles
 from dnassm.errors import ConfigError
 
@@ -48,7 +48,7 @@ class CaduceusSampler(Sampler):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "train",
         length: int,

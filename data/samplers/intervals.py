@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.places import Places
 from dnassm.data.runs import Positions
 from dnassm.data.sampler import SAMPLERS, Sampler, permuted, stream_of
 from dnassm.data.segments import Segments
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError
 
 Place = Literal["start", "centre", "random"]
@@ -51,7 +51,7 @@ class IntervalsSampler(Sampler):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "train",
         length: int,

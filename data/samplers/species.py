@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.lines import read_lines
 from dnassm.data.places import Choice, Places
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split, splitmix64
-from dnassm.data.store import GenomeStore
 from dnassm.errors import ConfigError, FormatError
 from dnassm.registry import did_you_mean
 
@@ -50,7 +50,7 @@ class SpeciesSampler(Sampler):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "train",
         length: int,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dnassm.data.admissible import admissible_starts, max_unknown, no_window, unknown_runs
+from dnassm.data.genome import Genome
 from dnassm.data.interval import Interval
 from dnassm.data.runs import Runs
 from dnassm.data.sampler import SAMPLERS, Sampler, intervals_of_split
-from dnassm.data.store import GenomeStore
 from dnassm.data.tiles import Tiles
 from dnassm.errors import ConfigError
 
@@ -36,7 +36,7 @@ class TiledSampler(Sampler):
 
     def __init__(
         self,
-        store: GenomeStore,
+        store: Genome,
         *,
         split: str = "valid",
         length: int,

@@ -20,7 +20,7 @@ from dnassm.errors import ConfigError, FormatError, GenomeError
 
 if TYPE_CHECKING:
     from dnassm.data.annotation import BedRecord
-    from dnassm.data.store import GenomeStore
+    from dnassm.data.genome import Genome
 
 Codes = npt.NDArray[np.uint8]
 _NAMES_SHOWN = 5
@@ -84,9 +84,9 @@ class Source:
             raise ConfigError("--split goes with --windows; a BED file or FASTA is embedded whole")
         if self.fasta is not None:
             return from_fasta(self.fasta)
-        from dnassm.data.store import GenomeStore
+        from dnassm.data.genome import open_genome
 
-        store = GenomeStore.open(Path(str(self.genome)))
+        store = open_genome(Path(str(self.genome)))
         if self.bed is not None:
             return from_bed(store, self.bed)
         size, step = parse_windows(str(self.windows))
@@ -137,7 +137,7 @@ def from_fasta(path: Path) -> Inputs:
     return Inputs(rows, codes.__getitem__, files={str(path): digest[0] or sha256_of(path)})
 
 
-def from_bed(store: GenomeStore, path: Path) -> Inputs:
+def from_bed(store: Genome, path: Path) -> Inputs:
     """Inputs from the intervals of a BED file, each read on the strand of its column 6.
 
     Raises:
@@ -156,7 +156,7 @@ def from_bed(store: GenomeStore, path: Path) -> Inputs:
     return dataclasses.replace(inputs, files={str(path): sha256_of(path)})
 
 
-def from_intervals(store: GenomeStore, intervals: Sequence[Interval | BedRecord]) -> Inputs:
+def from_intervals(store: Genome, intervals: Sequence[Interval | BedRecord]) -> Inputs:
     """Inputs from intervals of a genome; bases are read batch by batch, never all at once.
 
     Rows without a split of their own get the part of the store that they lie in, if it is one.
@@ -197,7 +197,7 @@ def parse_windows(text: str) -> tuple[int, int]:
     return numbers
 
 
-def tile(store: GenomeStore, size: int, step: int, *, split: str | None = None) -> list[Interval]:
+def tile(store: Genome, size: int, step: int, *, split: str | None = None) -> list[Interval]:
     """Windows of `size` bp every `step` bp, in the order of the genome; a shorter rest is dropped.
 
     Args:
@@ -232,7 +232,7 @@ def tile(store: GenomeStore, size: int, step: int, *, split: str | None = None) 
     return windows
 
 
-def check_contigs(store: GenomeStore, records: Sequence[BedRecord], path: Path) -> None:
+def check_contigs(store: Genome, records: Sequence[BedRecord], path: Path) -> None:
     """Raise GenomeError when a record names a contig that the store does not have."""
     known = set(store.lengths)
     missing = [record for record in records if record.interval.contig not in known]
@@ -263,7 +263,7 @@ def sha256_of(path: Path) -> str:
 class _PartIndex:
     """Which part of the genome (train, valid, test) holds the whole of an interval."""
 
-    def __init__(self, store: GenomeStore) -> None:
+    def __init__(self, store: Genome) -> None:
         self._parts: dict[str, list[tuple[int, int, str]]] = {}
         for split, intervals in store.splits.items():
             for part in intervals:
@@ -277,7 +277,7 @@ class _PartIndex:
         return parts[at][2] if at >= 0 and interval.end <= parts[at][1] else ""
 
 
-def _check_inside(store: GenomeStore, interval: Interval, where: str) -> None:
+def _check_inside(store: Genome, interval: Interval, where: str) -> None:
     length = store.contig(interval.contig).length
     if interval.end > length:
         raise GenomeError(

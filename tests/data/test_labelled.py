@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dnassm.data.labelled import (
-    Duplicates,
     LabelledSequences,
-    duplicates_across,
     read_labelled,
     write_labelled,
 )
+from dnassm.data.leakage_copies import Duplicates, count_duplicates
 from dnassm.errors import ArtifactError, ConfigError, FormatError
 
 
@@ -156,12 +155,6 @@ def test_columns_of_different_lengths_are_refused():
         LabelledSequences(["A"], ["1", "0"])
 
 
-def test_duplicates_are_counted_on_both_strands_and_once_each():
-    train = ["AACC", "acgt", "NRAA"]
-    test = ["aacc", "GGTT", "ACGT", "TTYN", "GGGG"]
-    assert duplicates_across(train, test) == Duplicates(exact=2, reverse_complement=2, test=5)
-
-
 def test_the_real_promoter_table_is_read(real_data):
     data = read_labelled(real_data / "ecoli_promoters" / "v9d3.csv.gz")
     assert Counter(data.labels) == {"1": 2860, "0": 2860}
@@ -178,5 +171,5 @@ def test_the_real_splice_table_with_padded_fields_is_read(real_data):
 def test_a_real_benchmark_folder_has_its_official_splits_and_the_known_leak(real_data):
     data = read_labelled(real_data / "gue" / "prom" / "prom_300_tata")
     assert Counter(data.split) == {"train": 4904, "valid": 613, "test": 613}
-    leak = duplicates_across(data.part("train").sequences, data.part("test").sequences)
-    assert leak == Duplicates(exact=6, reverse_complement=0, test=613)
+    leak = count_duplicates(data.part("test").sequences, data.part("train").sequences)
+    assert leak == Duplicates(6, 0)

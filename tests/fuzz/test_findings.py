@@ -7,8 +7,9 @@ import pytest
 from dnassm.data import lines
 from dnassm.data.annotation import read_bed, read_gff
 from dnassm.data.haplotypes import read_phased
+from dnassm.data.store import GenomeStore, build_store
 from dnassm.data.variants import read_variants
-from dnassm.errors import FormatError
+from dnassm.errors import ArtifactError, FormatError
 from tests.fuzz.targets import TARGETS, outcome, seeds
 
 
@@ -82,3 +83,28 @@ def test_a_bcf_that_numbers_its_fields_by_billions_is_refused(tmp_path):
     (tmp_path / "x.bcf").write_bytes(bcf.replace(b"IDX=1>", b"IDX=999999999>", 1))
     with pytest.raises(FormatError, match=r"x\.bcf: expected numbers up to 1,000,000 .* got IDX=9"):
         read_variants(tmp_path / "x.bcf")
+
+
+def store_after(tmp_path, change):
+    """The message of a store that does not open after a change of the text of its header."""
+    (tmp_path / "g.fa").write_text(">a\nACGT\n>b\nTTTT\n")
+    build_store([tmp_path / "g.fa"], tmp_path / "g", force=True)
+    header = tmp_path / "g" / "store.json"
+    header.write_text(change(header.read_text()))
+    with pytest.raises(ArtifactError) as caught:
+        GenomeStore.open(tmp_path / "g")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_store_whose_header_was_changed_does_not_open(tmp_path):
+    """A number with a point was a TypeError on reading; another offset gave other bases."""
+    for old, new, said in [
+        ('"offset": 4', '"offset": 4.0', "does not begin"),
+        ('"offset": 4', '"offset": 0', "does not begin where the one before it ends"),
+        ('"name": "b"', '"name": "a"', "the digest is not that of the contigs"),
+        ('"name": "b"', '"name": "c"', "the digest is not that of the contigs"),
+        ('"name"', '"na\\nme"', "unexpected keyword"),
+        ('"length": 4', '"length": ' + "9" * 5000, "expected JSON"),
+    ]:
+        assert said in store_after(tmp_path, lambda text, o=old, n=new: text.replace(o, n))

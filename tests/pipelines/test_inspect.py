@@ -108,3 +108,24 @@ def test_inspecting_a_run_loads_no_torch(run):
         "assert not {'torch', 'pydantic', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_that_belongs_to_the_store_is_said_to(store, tmp_path):
+    (tmp_path / "a.bed").write_text("c0\t0\t4\nc39\t1\t2\n")
+    done = CliRunner().invoke(
+        cli, ["inspect", str(store.path), "--against", str(tmp_path / "a.bed")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "a.bed" in done.stdout
+
+
+def test_a_file_of_another_genome_is_an_error_that_names_the_first_mismatch(store, tmp_path):
+    vcf = tmp_path / "a.vcf"
+    vcf.write_text(
+        "##fileformat=VCFv4.3\n##contig=<ID=c0,length=5>\n"
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    )
+    done = CliRunner().invoke(cli, ["inspect", str(store.path), "--against", str(vcf), "--json"])
+    assert done.exit_code != 0
+    assert "c0" in str(done.exception)
+    assert json.loads(done.stdout)["against"]
