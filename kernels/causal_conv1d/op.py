@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnassm.kernels import operators
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.causal_conv1d import triton
 from dnassm.kernels.causal_conv1d.arguments import Conv, Gradients
@@ -23,23 +24,16 @@ _ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, bool silu, "
     "bool reverse, str backend"
 )
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define(f"causal_conv1d({_ARGUMENTS}) -> (Tensor y, Tensor final_state)", tags=_TAGS)
-_LIBRARY.define(
-    f"causal_conv1d_backward({_ARGUMENTS}, Tensor dy, Tensor dfinal) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
-_LIBRARY.define(
-    "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu) "
-    "-> (Tensor y, Tensor next_state)",
-    tags=_TAGS,
-)
 
-conv = torch.ops.dnassm.causal_conv1d.default
-conv_backward = torch.ops.dnassm.causal_conv1d_backward.default
-step = torch.ops.dnassm.causal_conv1d_step.default
+conv = operators.define(f"causal_conv1d({_ARGUMENTS}) -> (Tensor y, Tensor final_state)")
+conv_backward = operators.define(
+    f"causal_conv1d_backward({_ARGUMENTS}, Tensor dy, Tensor dfinal) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+step = operators.define(
+    "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu) "
+    "-> (Tensor y, Tensor next_state)"
+)
 
 
 # The convolution
@@ -136,26 +130,12 @@ def _differentiate_step(ctx: Any, dy: Tensor | None, dnext: Tensor | None) -> tu
     return found[0].squeeze(1), found[1], None if bias is None else found[2], found[3], None
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "causal_conv1d: a second derivative was asked for, and the convolution has only the first; "
-        "call backward without create_graph"
-    )
-
-
-for _name, _function in (
-    ("causal_conv1d", _forward),
-    ("causal_conv1d_backward", _backward),
-    ("causal_conv1d_step", _step),
-):
-    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-torch.library.register_fake("dnassm::causal_conv1d", _forward_fake, lib=_LIBRARY)
-torch.library.register_fake("dnassm::causal_conv1d_backward", _backward_fake, lib=_LIBRARY)
-torch.library.register_fake("dnassm::causal_conv1d_step", _step_fake, lib=_LIBRARY)
-torch.library.register_autograd(
-    "dnassm::causal_conv1d", _differentiate, setup_context=_setup, lib=_LIBRARY
+operators.implement(
+    conv, _forward, _forward_fake, operators.differentiated_by(conv, _setup, _differentiate)
 )
-torch.library.register_autograd("dnassm::causal_conv1d_backward", _refuse, lib=_LIBRARY)
-torch.library.register_autograd(
-    "dnassm::causal_conv1d_step", _differentiate_step, setup_context=_setup_step, lib=_LIBRARY
+operators.implement(
+    conv_backward, _backward, _backward_fake, operators.once_differentiable(conv_backward)
+)
+operators.implement(
+    step, _step, _step_fake, operators.differentiated_by(step, _setup_step, _differentiate_step)
 )

@@ -13,28 +13,24 @@ import torch
 from torch import Tensor
 
 from dnassm.errors import ShapeError
+from dnassm.kernels import operators
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.linear_cross_entropy.arguments import Gradients, Loss
 
 BACKENDS = Backends(__package__)
 
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
 _ARGUMENTS = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, int ignore_index, "
     "float smoothing, str backend"
 )
-_LIBRARY.define(
-    f"linear_cross_entropy({_ARGUMENTS}, bool check) -> (Tensor losses, Tensor lse)", tags=_TAGS
-)
-_LIBRARY.define(
-    f"linear_cross_entropy_backward({_ARGUMENTS}, Tensor lse, Tensor dlosses) "
-    "-> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
 
-losses = torch.ops.dnassm.linear_cross_entropy.default
-losses_backward = torch.ops.dnassm.linear_cross_entropy_backward.default
+losses = operators.define(
+    f"linear_cross_entropy({_ARGUMENTS}, bool check) -> (Tensor losses, Tensor lse)"
+)
+losses_backward = operators.define(
+    f"linear_cross_entropy_backward({_ARGUMENTS}, Tensor lse, Tensor dlosses) "
+    "-> (Tensor, Tensor, Tensor)"
+)
 
 
 def _check_targets(call: Loss) -> None:
@@ -111,20 +107,9 @@ def _differentiate(ctx: Any, dlosses: Tensor | None, _: Tensor | None) -> tuple[
     return (*found, None, None, None, None, None)
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "linear_cross_entropy: a second derivative was asked for, and the loss has only the first; "
-        "call backward without create_graph"
-    )
-
-
-for _name, _function, _fake in (
-    ("linear_cross_entropy", _forward, _forward_fake),
-    ("linear_cross_entropy_backward", _backward, _backward_fake),
-):
-    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dnassm::{_name}", _fake, lib=_LIBRARY)
-torch.library.register_autograd(
-    "dnassm::linear_cross_entropy", _differentiate, setup_context=_setup, lib=_LIBRARY
+operators.implement(
+    losses, _forward, _forward_fake, operators.differentiated_by(losses, _setup, _differentiate)
 )
-torch.library.register_autograd("dnassm::linear_cross_entropy_backward", _refuse, lib=_LIBRARY)
+operators.implement(
+    losses_backward, _backward, _backward_fake, operators.once_differentiable(losses_backward)
+)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnassm.kernels import operators
 from dnassm.kernels.backends import without_autocast
 from dnassm.kernels.mamba_inner import fused
 from dnassm.kernels.mamba_inner.arguments import STATES, TENSORS, Block, Walk
@@ -21,19 +22,12 @@ _ARGUMENTS = (
     "Tensor x, Tensor in_weight, Tensor out_weight, Tensor?[] walks, bool[] reverse, "
     "Tensor? cu_seqlens, bool exact, str keep, str backend"
 )
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define(
-    f"mamba_inner({_ARGUMENTS}) -> (Tensor y, Tensor[] states, Tensor[] kept)", tags=_TAGS
-)
-_LIBRARY.define(
-    f"mamba_inner_backward({_ARGUMENTS}, Tensor[] kept, Tensor dy, Tensor[] dstates) "
-    "-> (Tensor, Tensor, Tensor, Tensor[])",
-    tags=_TAGS,
-)
 
-inner = torch.ops.dnassm.mamba_inner.default
-inner_backward = torch.ops.dnassm.mamba_inner_backward.default
+inner = operators.define(f"mamba_inner({_ARGUMENTS}) -> (Tensor y, Tensor[] states, Tensor[] kept)")
+inner_backward = operators.define(
+    f"mamba_inner_backward({_ARGUMENTS}, Tensor[] kept, Tensor dy, Tensor[] dstates) "
+    "-> (Tensor, Tensor, Tensor, Tensor[])"
+)
 
 
 def _block(
@@ -109,7 +103,7 @@ class _Inner(torch.autograd.Function):
         reverse, exact, keep, backend = options
         if not keep:
             options = (reverse, exact, STATES, backend)
-        y, states, kept = _below_autograd(inner, _laid_out(tensors, options))
+        y, states, kept = operators.below_autograd(inner, _laid_out(tensors, options))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*kept)
         ctx.save_for_backward(*tensors, *kept)
@@ -147,18 +141,6 @@ def _laid_out(tensors: Any, options: tuple[Any, ...]) -> tuple[Any, ...]:
     return (x, in_weight, out_weight, walks, reverse, edges, exact, keep, backend)
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "mamba_inner: a second derivative was asked for, and the block has only the first; "
-        "call backward without create_graph, or mamba_inner with fused=False"
-    )
-
-
-def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Whether autograd will ask for a backward: without one nothing has to be kept."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -169,15 +151,16 @@ def _differentiable(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]
     x, in_weight, out_weight, walks, reverse, edges, exact, keep, backend = arguments
     tensors = (x, in_weight, out_weight, *walks)
     if not needs_gradient(tensors):
-        return _below_autograd(inner, arguments)  # type: ignore[no-any-return]
+        return operators.below_autograd(inner, arguments)  # type: ignore[no-any-return]
     y, *rest = _Inner.apply((reverse, exact, keep, backend), edges, *tensors)
     states = 2 * len(reverse)
     return y, rest[:states], rest[states:]
 
 
-_LIBRARY.impl("mamba_inner", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("mamba_inner", _differentiable, "Autograd")
-_LIBRARY.impl("mamba_inner_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("dnassm::mamba_inner", _forward_fake, lib=_LIBRARY)
-torch.library.register_fake("dnassm::mamba_inner_backward", _backward_fake, lib=_LIBRARY)
-torch.library.register_autograd("dnassm::mamba_inner_backward", _refuse, lib=_LIBRARY)
+operators.implement(inner, _forward, _forward_fake, _differentiable)
+operators.implement(
+    inner_backward,
+    _backward,
+    _backward_fake,
+    operators.once_differentiable(inner_backward, ", or mamba_inner with fused=False"),
+)

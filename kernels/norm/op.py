@@ -11,28 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnassm.kernels import operators
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted
 
 BACKENDS = Backends(__package__)
 
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
 _OPTIONS = "bool centred, float eps, int groups, ScalarType total_dtype, str backend"
-_LIBRARY.define(
+
+norm = operators.define(
     "norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? gate, "
-    f"{_OPTIONS}) -> (Tensor y, Tensor total)",
-    tags=_TAGS,
+    f"{_OPTIONS}) -> (Tensor y, Tensor total)"
 )
-_LIBRARY.define(
+norm_backward = operators.define(
     "norm_backward(Tensor value, Tensor weight, Tensor? bias, Tensor? gate, "
     f"{_OPTIONS}, ScalarType x_dtype, ScalarType? residual_dtype, Tensor dy, Tensor? dtotal) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-norm = torch.ops.dnassm.norm.default
-norm_backward = torch.ops.dnassm.norm_backward.default
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -117,16 +112,9 @@ def _differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None) -> tuple[
     return (*given, *(None for _ in ctx.options))
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "norm: a second derivative was asked for, and the norm has only the first; "
-        "call backward without create_graph"
-    )
-
-
-_LIBRARY.impl("norm", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("norm_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("dnassm::norm", _forward_fake, lib=_LIBRARY)
-torch.library.register_fake("dnassm::norm_backward", _backward_fake, lib=_LIBRARY)
-torch.library.register_autograd("dnassm::norm", _differentiate, setup_context=_setup, lib=_LIBRARY)
-torch.library.register_autograd("dnassm::norm_backward", _refuse, lib=_LIBRARY)
+operators.implement(
+    norm, _forward, _forward_fake, operators.differentiated_by(norm, _setup, _differentiate)
+)
+operators.implement(
+    norm_backward, _backward, _backward_fake, operators.once_differentiable(norm_backward)
+)

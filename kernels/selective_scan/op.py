@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dnassm.kernels import operators
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.selective_scan import triton
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
@@ -25,26 +26,18 @@ _TENSORS = (
     "Tensor? initial_state"
 )
 _ARGUMENTS = f"{_TENSORS}, Tensor? cu_seqlens, bool dt_softplus, bool reverse, bool exact"
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define(
-    f"selective_scan({_ARGUMENTS}, str backend) -> (Tensor y, Tensor final_state, Tensor marks)",
-    tags=_TAGS,
-)
-_LIBRARY.define(
-    f"selective_scan_backward({_ARGUMENTS}, str backend, Tensor marks, Tensor dy, Tensor dfinal) "
-    f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})",
-    tags=_TAGS,
-)
-_LIBRARY.define(
-    "selective_scan_step(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor state, "
-    "Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus) -> (Tensor y, Tensor next_state)",
-    tags=_TAGS,
-)
 
-scan = torch.ops.dnassm.selective_scan.default
-scan_backward = torch.ops.dnassm.selective_scan_backward.default
-step = torch.ops.dnassm.selective_scan_step.default
+scan = operators.define(
+    f"selective_scan({_ARGUMENTS}, str backend) -> (Tensor y, Tensor final_state, Tensor marks)"
+)
+scan_backward = operators.define(
+    f"selective_scan_backward({_ARGUMENTS}, str backend, Tensor marks, Tensor dy, Tensor dfinal) "
+    f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})"
+)
+step = operators.define(
+    "selective_scan_step(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor state, "
+    "Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus) -> (Tensor y, Tensor next_state)"
+)
 
 
 # The scan
@@ -89,7 +82,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        y, final, marks = _below_autograd(scan, arguments)
+        y, final, marks = operators.below_autograd(scan, arguments)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(marks)
         ctx.save_for_backward(*arguments[:10], marks)
@@ -162,7 +155,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, following = _below_autograd(step, arguments)
+        y, following = operators.below_autograd(step, arguments)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[:9])
         ctx.dt_softplus = arguments[9]
@@ -193,42 +186,8 @@ class _Step(torch.autograd.Function):
         )
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "selective_scan: a second derivative was asked for, and the scan has only the first; "
-        "call backward without create_graph"
-    )
-
-
-def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
-def _register(name: str, function: Any, fake: Any, differentiable: Any = None) -> None:
-    """Tell torch how `name` computes, what shapes it returns, and its gradients.
-
-    torch.library.register_autograd does the last as well, and takes 60 us longer in every call.
-    """
-    operator = getattr(torch.ops.dnassm, name).default
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dnassm::{name}", fake, lib=_LIBRARY)
-    if differentiable is None:
-        torch.library.register_autograd(f"dnassm::{name}", _refuse, lib=_LIBRARY)
-        return
-
-    def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(_requires_grad(argument) for argument in arguments):
-            return differentiable.apply(*arguments)
-        return _below_autograd(operator, arguments)
-
-    _LIBRARY.impl(name, call, "Autograd")
-
-
-def _requires_grad(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
-
-
-_register("selective_scan", _forward, _forward_fake, _Scan)
-_register("selective_scan_backward", _backward, _backward_fake)
-_register("selective_scan_step", _step, _step_fake, _Step)
+operators.implement(scan, _forward, _forward_fake, operators.differentiated(scan, _Scan))
+operators.implement(
+    scan_backward, _backward, _backward_fake, operators.once_differentiable(scan_backward)
+)
+operators.implement(step, _step, _step_fake, operators.differentiated(step, _Step))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dnassm.kernels import operators
 from dnassm.kernels.backends import Backends, without_autocast
 from dnassm.kernels.sequences import check_data
 from dnassm.kernels.ssd.arguments import Gradients, Ssd
@@ -26,27 +27,19 @@ _ARGUMENTS = (
     f"{_TENSORS}, Tensor? cu_seqlens, bool dt_softplus, float dt_min, float dt_max, bool reverse, "
     "SymInt? chunk"
 )
-_LIBRARY = torch.library.Library("dnassm", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define(
-    f"ssd({_ARGUMENTS}, str backend) -> (Tensor y, Tensor final_state, Tensor marks)",
-    tags=_TAGS,
+
+apply = operators.define(
+    f"ssd({_ARGUMENTS}, str backend) -> (Tensor y, Tensor final_state, Tensor marks)"
 )
-_LIBRARY.define(
+apply_backward = operators.define(
     f"ssd_backward({_ARGUMENTS}, str backend, Tensor marks, Tensor dy, Tensor dfinal) "
-    f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})",
-    tags=_TAGS,
+    f"-> ({', '.join(['Tensor'] * len(Gradients._fields))})"
 )
-_LIBRARY.define(
+step = operators.define(
     "ssd_step(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor state, "
     "Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus, float dt_min, float dt_max) "
-    "-> (Tensor y, Tensor next_state)",
-    tags=_TAGS,
+    "-> (Tensor y, Tensor next_state)"
 )
-
-apply = torch.ops.dnassm.ssd.default
-apply_backward = torch.ops.dnassm.ssd_backward.default
-step = torch.ops.dnassm.ssd_step.default
 
 
 # The whole sequence
@@ -91,7 +84,7 @@ class _Ssd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        y, final, marks = _below_autograd(apply, arguments)
+        y, final, marks = operators.below_autograd(apply, arguments)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(marks)
         ctx.save_for_backward(*arguments[:10], marks)
@@ -166,7 +159,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, following = _below_autograd(step, arguments)
+        y, following = operators.below_autograd(step, arguments)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[:9])
         ctx.options = arguments[9:]
@@ -197,42 +190,8 @@ class _Step(torch.autograd.Function):
         )
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "ssd: a second derivative was asked for, and it has only the first; "
-        "call backward without create_graph"
-    )
-
-
-def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
-def _register(name: str, function: Any, fake: Any, differentiable: Any = None) -> None:
-    """Tell torch how `name` computes, what shapes it returns, and its gradients.
-
-    torch.library.register_autograd does the last as well, and takes 60 us longer in every call.
-    """
-    operator = getattr(torch.ops.dnassm, name).default
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dnassm::{name}", fake, lib=_LIBRARY)
-    if differentiable is None:
-        torch.library.register_autograd(f"dnassm::{name}", _refuse, lib=_LIBRARY)
-        return
-
-    def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(_requires_grad(argument) for argument in arguments):
-            return differentiable.apply(*arguments)
-        return _below_autograd(operator, arguments)
-
-    _LIBRARY.impl(name, call, "Autograd")
-
-
-def _requires_grad(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
-
-
-_register("ssd", _forward, _forward_fake, _Ssd)
-_register("ssd_backward", _backward, _backward_fake)
-_register("ssd_step", _step, _step_fake, _Step)
+operators.implement(apply, _forward, _forward_fake, operators.differentiated(apply, _Ssd))
+operators.implement(
+    apply_backward, _backward, _backward_fake, operators.once_differentiable(apply_backward)
+)
+operators.implement(step, _step, _step_fake, operators.differentiated(step, _Step))
