@@ -138,7 +138,6 @@ def open_genome(path: Path | str, *, split: str = "none") -> Genome:
         FormatError: a FASTA file that cannot be read at any place; says what to do.
     """
     from dnassm.data.faidx import FastaGenome
-
     from dnassm.data.store import GenomeStore
 
     path = Path(path)
