@@ -34,6 +34,8 @@ from dnassm.data.annotation import label_windows, read_gff
 from dnassm.data.labelled import read_labelled
 from dnassm.data.store import build_store
 from dnassm.finetuning import Examples, FinetuneOptions, FinetuneResult, Task, classify
+from dnassm.finetuning.crossval import folds_of
+from dnassm.finetuning.leakage import leakage_of_task
 from dnassm.runs import Run, load_run
 
 DATA = Path(os.environ.get("DNASSM_REAL_DATA", ROOT / ".." / "shared" / "data"))
@@ -155,6 +157,7 @@ def measure(run: Run, name: str, arguments: argparse.Namespace) -> dict[str, Any
         "sequences_there": sizes,
         "sequences_used": {"train": facts["n_train"], "test": facts["n_test"]},
         **{key: facts[key] for key in ("classes", "folds", "duplicates", "leaks")},
+        "leakage": leakage(task, plan, arguments.seed),
         "options": {mode: dataclasses.asdict(value) for mode, value in options.items()},
         "run": {
             "digest": run.digest,
@@ -164,6 +167,11 @@ def measure(run: Run, name: str, arguments: argparse.Namespace) -> dict[str, Any
         **describe(),
         "models": list(models.values()),
     }
+
+
+def leakage(task: Task, plan: Plan, seed: int) -> dict[str, Any]:
+    """What the held-out sequences have in common with those that were learnt from."""
+    return leakage_of_task(task, folds_of(task, plan.folds, seed=seed)).to_json()
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
 Usage: ``python -m benchmarks.loader [--out benchmarks/results/loader.json]``. A random genome of
 16 Mb with runs of N is built in a temporary folder, so that the numbers need no download; half of
 the windows are read on the minus strand. Each number is the best of several rounds in one process.
+`grown_mb`: private memory of the loader and its workers after the last round less that after the
+first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -24,8 +28,8 @@ from dnassm.data.tokenizer import TOKENIZERS
 from dnassm.data.windows import WindowDataset, make_loader
 
 GENOME_BASES = 1 << 24
-BATCH_TOKENS = {1024: 1 << 16, 131072: 1 << 19}
-TOKENS_PER_ROUND = 1 << 26
+BATCH_TOKENS = {1024: 1 << 16, 131072: 1 << 19, 1 << 20: 1 << 20}
+TOKENS_PER_ROUND = {1024: 1 << 26, 131072: 1 << 26, 1 << 20: 1 << 28}
 ROUNDS = 3
 STEP_TOKENS_PER_S = 10_000
 """What a training step of d_model 128 and 4 layers consumes on two cores; 20 times is asked for."""
@@ -47,10 +51,11 @@ def measure(store: GenomeStore, length: int, workers: int) -> dict[str, float]:
     sampler = SAMPLERS["uniform"](store, split="train", length=length, rc_probability=0.5)
     dataset = WindowDataset(store, TOKENIZERS["single"](), sampler, seed=0)
     batch_size = BATCH_TOKENS[length] // length
-    batches = TOKENS_PER_ROUND // BATCH_TOKENS[length]
+    batches = TOKENS_PER_ROUND[length] // BATCH_TOKENS[length]
     loader = make_loader(dataset, batch_size=batch_size, batches=batches, workers=workers)
-    seconds = []
+    seconds, resident = [], []
     for _ in range(ROUNDS + 1):
+        resident.append(_resident_mb())
         begin = time.perf_counter()
         for batch in loader:
             if batch.tokens.shape != (batch_size, length):
@@ -58,14 +63,27 @@ def measure(store: GenomeStore, length: int, workers: int) -> dict[str, float]:
                     f"expected {(batch_size, length)}, got {tuple(batch.tokens.shape)}"
                 )
         seconds.append(time.perf_counter() - begin)
-    best = TOKENS_PER_ROUND / min(seconds[1:])  # the first round starts workers and warms caches
+    # The first round starts workers and warms caches.
+    best = TOKENS_PER_ROUND[length] / min(seconds[1:])
     return {
         "length": length,
         "batch_size": batch_size,
         "workers": workers,
         "tokens_per_s": round(best),
         "times_the_training_step": round(best / STEP_TOKENS_PER_S),
+        "grown_mb": round(_resident_mb() - resident[1], 1),
     }
+
+
+def _resident_mb() -> float:
+    """Memory of this process and of its workers, pages that they share counted once each."""
+    total = 0.0
+    children = [child.pid for child in multiprocessing.active_children()]
+    for process in (os.getpid(), *children):
+        text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+        (line,) = (line for line in text.splitlines() if line.startswith("Pss_Anon:"))
+        total += int(line.split()[1]) / 1e3
+    return total
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dnassm.kernels import triton_runtime
 from dnassm.kernels.selective_scan import BACKENDS, cases, selective_scan, triton
 from dnassm.kernels.selective_scan.arguments import Scan
 from dnassm.kernels.selective_scan.cases import Case
@@ -256,7 +257,8 @@ def test_a_complex_decay_is_refused(given):
 
 
 def test_without_triton_it_says_so(given, monkeypatch):
-    monkeypatch.setattr(triton, "_installed", lambda: False)
+    monkeypatch.setattr(triton_runtime, "_interpreted", lambda: True)
+    monkeypatch.setattr(triton_runtime, "_installed", lambda: False)
     assert triton.supports(Scan(**given)) == "triton is not installed"
 
 

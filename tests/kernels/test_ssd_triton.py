@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dnassm.kernels import triton_runtime
 from dnassm.kernels.ssd import BACKENDS, cases, triton
 from dnassm.kernels.ssd.arguments import Gradients, Ssd
 from dnassm.kernels.ssd.cases import Case
@@ -231,12 +232,13 @@ def test_float64_is_refused(given, name):
 
 
 def test_without_triton_it_says_so(given, monkeypatch):
-    monkeypatch.setattr(triton, "_installed", lambda: False)
+    monkeypatch.setattr(triton_runtime, "_interpreted", lambda: True)
+    monkeypatch.setattr(triton_runtime, "_installed", lambda: False)
     assert triton.supports(call_of(given)) == "triton is not installed"
 
 
 def test_more_states_than_it_takes_are_named(given, monkeypatch):
-    monkeypatch.setattr(triton, "_interpreted", lambda: True)
+    monkeypatch.setattr(triton_runtime, "_interpreted", lambda: True)
     given["B"] = given["C"] = torch.ones(1, 20, 1, 513)
     assert triton.supports(call_of(given)) == "N is 513, it takes up to 512"
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
-import os
-import sys
 from types import ModuleType
 
 import torch
@@ -17,10 +14,10 @@ from torch import Tensor
 
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted, of_parameters
+from dnassm.kernels.triton_runtime import DTYPES, unavailable
 
 PRIORITY = 20
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 8192
 """Channels of a group at most: a row lies in the registers of one program."""
 _TILE = 1024
@@ -37,35 +34,11 @@ _PROGRAMS, _TILES = 28 * 132, 8
 
 def supports(call: Norm) -> str | None:
     """Runs on CUDA, ROCm and XPU; on CPU tensors in Triton's interpreter, slowly, for tests."""
-    device = call.x.device
-    if device.type == "cpu" and not _interpreted():
-        return Elsewhere("the tensors are on the CPU, it needs a GPU")
-    if device.type not in ("cpu", "cuda", "xpu"):
-        return Elsewhere(f"the tensors are on {device.type}, it needs a GPU")
-    if call.x.dtype not in _DTYPES:
+    if call.x.dtype not in DTYPES:
         return Elsewhere(f"computes in float32, x is {call.x.dtype}")
     if call.width > _WIDEST:
         return f"a group has {call.width} channels, it takes up to {_WIDEST}"
-    if not _installed():
-        return "triton is not installed"
-    if device.type == "cuda" and torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 0):
-            return f"triton needs compute capability 8.0, this GPU has {capability}"
-    return None
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether TRITON_INTERPRET was set when triton was, or will be, imported."""
-    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes", "y"):
-        return False
-    library = sys.modules.get("triton.language.standard")
-    return library is None or type(library.sum).__name__ != "JITFunction"
+    return unavailable(call.x.device)
 
 
 @functools.cache

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
-import os
-import sys
+import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,10 +16,10 @@ from torch import Tensor
 
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
+from dnassm.kernels.triton_runtime import DTYPES, unavailable
 
 PRIORITY = 20
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 128
 """Steps between two states that are kept for the backward."""
 _SUB = 16
@@ -43,33 +41,9 @@ def supports(scan: Scan) -> str | None:
     """Runs on CUDA, ROCm and XPU; on CPU tensors in Triton's interpreter, slowly, for tests."""
     for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state"):
         tensor = getattr(scan, name)
-        if tensor is not None and tensor.dtype not in _DTYPES:
+        if tensor is not None and tensor.dtype not in DTYPES:
             return Elsewhere(f"{name} is {tensor.dtype}, it takes float32, bfloat16 and float16")
-    if not _installed():
-        return "triton is not installed"
-    device = scan.x.device
-    if device.type == "cpu":
-        return None if _interpreted() else Elsewhere("the tensors are on the CPU, it needs a GPU")
-    if device.type not in ("cuda", "xpu"):
-        return Elsewhere(f"the tensors are on {device.type}, it needs a GPU")
-    if device.type == "cuda" and torch.version.hip is None:
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"triton needs compute capability 8.0, this GPU has {major}.{minor}"
-    return None
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether TRITON_INTERPRET was set when triton was, or will be, imported."""
-    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("1", "true", "on", "yes", "y"):
-        return False
-    library = sys.modules.get("triton.language.standard")
-    return library is None or type(library.sum).__name__ != "JITFunction"
+    return unavailable(scan.x.device)
 
 
 @functools.cache
