@@ -31,6 +31,9 @@ from statistics import median
 import numpy as np
 
 from benchmarks.machine import ROOT, describe
+from dnassm.data.bytestream import ByteStream
+from dnassm.data.fasta import read_fasta
+from dnassm.data.store import build_store
 
 CONTIGS = 5
 SOFT_MASKED, N_RUN = (0.30, 0.60), (0.90, 0.93)
@@ -62,8 +65,6 @@ def read_only(path: Path, folder: Path) -> None:
 
 def parse(path: Path, folder: Path) -> None:
     """Read, find headers, drop line ends, encode, count; no digests, nothing written."""
-    from dnassm.data.fasta import read_fasta
-
     for _ in read_fasta(path):
         pass
 
@@ -94,8 +95,6 @@ def digests(path: Path, folder: Path) -> None:
 
 def inflate(path: Path, folder: Path) -> None:
     """Inflate the file with isal into one buffer."""
-    from dnassm.data.bytestream import ByteStream
-
     buffer = memoryview(bytearray(3 << 18))
     with ByteStream(path) as stream:
         while stream.readinto(buffer):
@@ -104,8 +103,6 @@ def inflate(path: Path, folder: Path) -> None:
 
 def tokenize(path: Path, folder: Path) -> None:
     """All of it, flushed to the disk."""
-    from dnassm.data.store import build_store
-
     build_store([path], folder / "store")
 
 

@@ -220,7 +220,8 @@ def _write(
         if before is not None:
             shutil.copyfile(before.path / _CODES, folder / _CODES)
         with (folder / _CODES).open("ab") as codes:
-            write = _flushing(codes)
+            # On one core nothing runs while the disk is waited for: the kernel writes by itself.
+            write = _flushing(codes) if usable_cores() > 1 else codes.write
             for path in inputs.fastas:
                 joined.add(write_part_of(path, write), path)
         write_json(folder / _HEADER, _header(joined.contigs, rule, joined.sources))
