@@ -39,8 +39,9 @@ imports: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports --no-logo
 
 # After the quick checks also under `make -j`: their answer comes first.
-pytest: lint types imports ## the tests
-	$(BIN)/python -m pytest
+# A file of tests stays in one process: what its tests share is made once.
+pytest: lint types imports ## the tests, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Not among the packages of a developer: it is for this target only, and for Linux and macOS.
 fuzz: $(STAMP) ## fuzz the readers, coverage-guided; MINUTES of all targets together
