@@ -77,7 +77,7 @@ class SplitRule(abc.ABC):
                 raise ConfigError(
                     f"split {self.text!r} leaves no base to {part} in a genome of {len(lengths)} "
                     f"contigs, {sum(lengths.values()):,} bases; choose smaller blocks, a smaller "
-                    "gap or another rule"
+                    "gap or another rule; with bed:FILE, rest=train gives it what no region names"
                 )
         return {part: tuple(intervals) for part, intervals in found.items()}
 
