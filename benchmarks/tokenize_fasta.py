@@ -102,7 +102,7 @@ def inflate(path: Path, folder: Path) -> None:
 
 
 def tokenize(path: Path, folder: Path) -> None:
-    """All of it, flushed to the disk."""
+    """All of it, flushed to the disk; the imports are not in it."""
     build_store([path], folder / "store")
 
 
