@@ -65,3 +65,21 @@ class Gradients(NamedTuple):
     z: Tensor | None
     dt_bias: Tensor | None
     initial_state: Tensor | None
+
+
+class Into(NamedTuple):
+    """Where a backward is to write three gradients: tensors of the shapes and dtypes of x, B, C.
+
+    Their last axis is contiguous, the others have any strides: slices of one tensor, say.
+    """
+
+    x: Tensor
+    B: Tensor
+    C: Tensor
+
+    def filled(self, found: Gradients) -> Gradients:
+        """`found` with its three copied here and these returned instead."""
+        places = self._asdict()
+        for name, place in places.items():
+            place.copy_(getattr(found, name))
+        return found._replace(**places)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.ssd.arguments import Gradients, Ssd
+from dnassm.kernels.ssd.arguments import Gradients, Into, Ssd
 
 PRIORITY = 10
 
@@ -52,9 +52,11 @@ def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
     return y, final.flatten(1, 2).to(call.state_dtype), call.x.new_empty(0, dtype=call.inner)
 
 
-def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
-    """Gradients of `forward` (README, section 3)."""
-    found = _Sums.of(call)
+def backward(
+    call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor, into: Into | None = None
+) -> Gradients:
+    """Gradients of `forward` (README, section 3); those of x, B and C are written to `into`."""
+    found = _Sums.of(call, into)
     initial, adjoint = _states(call), dfinal.to(call.inner).unflatten(1, (call.B.shape[2], -1))
     dinitial = torch.empty_like(initial)
     for part in _parts(call):
@@ -280,8 +282,9 @@ class _Sums(NamedTuple):
     dt_bias: Tensor
 
     @classmethod
-    def of(cls, call: Ssd) -> _Sums:
-        x, dt, B, C = (_like(tensor) for tensor in (call.x, call.dt, call.B, call.C))
+    def of(cls, call: Ssd, into: Into | None) -> _Sums:
+        x, B, C = into or Into(*(_like(tensor) for tensor in (call.x, call.B, call.C)))
+        dt = _like(call.dt)
         z = None if call.z is None else _like(call.z)
         A = call.A.new_zeros(call.A.shape, dtype=call.inner)
         return cls(x, dt, B, C, z, A, A.new_zeros(call.x.shape[2:]), torch.zeros_like(A))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.ssd.arguments import Gradients, Ssd
+from dnassm.kernels.ssd.arguments import Gradients, Into, Ssd
 
 PRIORITY = 0
 
@@ -49,19 +49,26 @@ def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(call.x.dtype), h.to(call.state_dtype, copy=True), marks
 
 
-def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
+def backward(
+    call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor, into: Into | None = None
+) -> Gradients:
     """Gradients of `forward` in float64, by the equations of the README, section 3."""
+    found = _gradients(call, marks, dy, dfinal)
+    return found if into is None else into.filled(found)
+
+
+def _gradients(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
     if call.cu_seqlens is not None:
         edges = call.cu_seqlens.tolist()
         parts = [
-            backward(part, marks, dy[:, start:end], dfinal[row : row + 1])
+            _gradients(part, marks, dy[:, start:end], dfinal[row : row + 1])
             for row, (part, (start, end)) in enumerate(
                 zip(_apart(call), itertools.pairwise(edges), strict=True)
             )
         ]
         return _together(parts)
     if call.reverse:
-        found = backward(_flipped(call), marks, dy.flip(1), dfinal)
+        found = _gradients(_flipped(call), marks, dy.flip(1), dfinal)
         along = {n: getattr(found, n) for n in _ALONG}
         turned: Any = {n: None if g is None else g.flip(1) for n, g in along.items()}
         return found._replace(**turned)

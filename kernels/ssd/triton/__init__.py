@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dnassm.kernels.backends import Elsewhere
-from dnassm.kernels.ssd.arguments import Gradients, Ssd
+from dnassm.kernels.ssd.arguments import Gradients, Into, Ssd
 from dnassm.kernels.triton_runtime import DTYPES, unavailable
 
 PRIORITY = 20
@@ -118,7 +118,9 @@ def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
     return y, final, marks
 
 
-def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
+def backward(
+    call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor, into: Into | None = None
+) -> Gradients:
     """Gradients of `forward` (README, section 3 and "triton")."""
     run = _Run(call, dy)
     adjoints = torch.empty_like(marks)
@@ -130,7 +132,7 @@ def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
     dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, along)
     if call.D is not None and call.D.dim() == 1:
         dD = dD.sum(1)
-    return Gradients(
+    found = Gradients(
         x=dx,
         dt=ddt,
         A=dA.to(call.A.dtype),
@@ -141,6 +143,7 @@ def backward(call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
         dt_bias=_as(call.dt_bias, dbias),
         initial_state=_as(call.initial_state, dinitial),
     )
+    return found if into is None else into.filled(found)
 
 
 def _like(tensor: Tensor) -> Tensor:
