@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import threading
 
 import numpy as np
@@ -38,18 +39,19 @@ def fasta(tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", [".fa", ".fa.gz"])
-def test_threads_change_nothing(fasta, suffix):
+def test_threads_and_compiled_code_change_nothing(fasta, suffix, monkeypatch):
     path, texts = fasta
     parts, written = [], []
-    for threads in (False, True):
+    for threads, from_bytes in itertools.product((False, True), (0, 1 << 40)):
+        monkeypatch.setattr("dnassm.data.store_writer.WORTH_COMPILING", from_bytes)
         blocks: list[bytes] = []
         part = write_part(
             path.with_suffix(suffix), lambda b, to=blocks: to.append(bytes(b)), threads=threads
         )
         parts.append(part)
         written.append(b"".join(blocks))
-    assert parts[0] == parts[1]
-    assert written[0] == written[1]
+    assert all(part == parts[0] for part in parts)
+    assert all(codes == written[0] for codes in written)
     for contig, text in zip(parts[1].contigs, texts.values(), strict=True):
         codes = written[1][contig.offset : contig.offset + contig.length]
         assert codes == encode_ascii(text.encode()).tobytes()

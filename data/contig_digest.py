@@ -1,0 +1,111 @@
+"""MD5 (SAM's M5, of the letters) and SHA-256 (of the codes) of one contig.
+
+hashlib takes one after the other; `data/digest_code.py` both at once, on one core in two thirds of
+the time (benchmarks/tokenize_fasta.py). The answers are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from dnassm.data.alphabet import Codes
+from dnassm.data.digest_code import BLOCK, MD5_START, SHA256_START, compiled
+from dnassm.machine_code import Compiled
+
+_FROM_ABCDEFGH = [5, 4, 1, 0, 7, 6, 3, 2]
+"""The order f e b a h g d c in which the CPU's instructions have the state of SHA-256."""
+_TO_ABCDEFGH = np.argsort(_FROM_ABCDEFGH)
+_START = np.array([*MD5_START, *(SHA256_START[i] for i in _FROM_ABCDEFGH)], dtype=np.uint32)
+
+
+class ContigDigest(ABC):
+    """Digests of two streams of the same length, in two halves that two threads may call."""
+
+    @abstractmethod
+    def update(self, upper: Codes, codes: Codes) -> None:
+        """Take on what one thread does."""
+
+    @abstractmethod
+    def update_other(self, codes: Codes) -> None:
+        """Take on what another thread can do at the same time, of the same stretch."""
+
+    @abstractmethod
+    def hexdigests(self) -> tuple[str, str]:
+        """MD5 and SHA-256."""
+
+
+def contig_digest(*, compile_code: bool) -> ContigDigest:
+    """The digests of nothing; with `compile_code` by own code where the CPU can run it."""
+    code = compiled() if compile_code else None
+    return _OneAfterTheOther() if code is None else Interleaved(code)
+
+
+class _OneAfterTheOther(ContigDigest):
+    """By hashlib, one digest in each of the halves."""
+
+    def __init__(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._sha256 = hashlib.sha256()
+
+    def update(self, upper: Codes, codes: Codes) -> None:
+        self._md5.update(upper.data)
+
+    def update_other(self, codes: Codes) -> None:
+        self._sha256.update(codes.data)
+
+    def hexdigests(self) -> tuple[str, str]:
+        return self._md5.hexdigest(), self._sha256.hexdigest()
+
+
+class Interleaved(ContigDigest):
+    """Both at once by `code`; nothing is left for another thread."""
+
+    def __init__(self, code: Compiled) -> None:
+        self._digest = code.functions["digest"]
+        self._state = _START.copy()
+        self._length = 0
+        self._waiting = bytearray(), bytearray()
+        """What does not fill a block yet, of both streams."""
+
+    def update(self, upper: Codes, codes: Codes) -> None:
+        """All there is to do."""
+        self._length += upper.size
+        at = 0
+        if self._waiting[0]:
+            at = min(BLOCK - len(self._waiting[0]), upper.size)
+            self._wait(upper[:at], codes[:at])
+            if len(self._waiting[0]) < BLOCK:
+                return
+            self._take(*(np.frombuffer(bytes(held), dtype=np.uint8) for held in self._waiting))
+            for held in self._waiting:
+                held.clear()
+        end = upper.size - (upper.size - at) % BLOCK
+        self._take(upper[at:end], codes[at:end])
+        self._wait(upper[end:], codes[end:])
+
+    def update_other(self, codes: Codes) -> None:
+        """Nothing."""
+
+    def hexdigests(self) -> tuple[str, str]:
+        """Of a copy that is taken on by the padding and the number of bits."""
+        state, bits = self._state.copy(), 8 * self._length
+        padding = b"\x80" + bytes((-self._length - 9) % BLOCK)
+        upper = self._waiting[0] + padding + bits.to_bytes(8, "little")
+        codes = self._waiting[1] + padding + bits.to_bytes(8, "big")
+        self._take(np.frombuffer(upper, dtype=np.uint8), np.frombuffer(codes, dtype=np.uint8))
+        md5, sha256 = self._state[:4], self._state[4:][_TO_ABCDEFGH]
+        self._state = state
+        return md5.astype("<u4").tobytes().hex(), sha256.astype(">u4").tobytes().hex()
+
+    def _wait(self, upper: Codes, codes: Codes) -> None:
+        for held, stream in zip(self._waiting, (upper, codes), strict=True):
+            held += stream.data
+
+    def _take(self, upper: Codes, codes: Codes) -> None:
+        """Whole blocks."""
+        if upper.size:
+            addresses = (array.ctypes.data for array in (self._state, upper, codes))
+            self._digest(*addresses, upper.size // BLOCK)
