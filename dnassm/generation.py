@@ -76,7 +76,7 @@ class Stepper:
         self.load(self._first)
 
     def load(self, state: ModelState) -> None:
-        """Go on from `state`, which is copied."""
+        """Go on from `state`, which is copied where it is not that of the stepper."""
         _copy(state, self.state)
 
     @torch.no_grad()
@@ -113,15 +113,14 @@ class Stepper:
             )
         if self._graph is not None:
             return self._graph.replay(tokens)
-        logits, after = self.advanced(tokens.to(self.device))
-        self.load(after)
-        return logits
+        return self.advance(tokens.to(self.device))
 
-    def advanced(self, tokens: Tensor) -> tuple[Tensor, ModelState]:
-        """Logits and the next state; the state of the stepper stays."""
+    def advance(self, tokens: Tensor) -> Tensor:
+        """`step` without a graph, of tokens on the device."""
         with self.precision():
-            logits, after = self.model.step(tokens, self.state)
-        return logits.float(), after
+            logits, after = self.model.step(tokens, self.state, in_place=True)
+        self.load(after)
+        return logits.float()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast in the dtype asked for."""
@@ -145,11 +144,11 @@ class _Graph:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(self._WARMUP):
-                    stepper.advanced(self.tokens)
+                    stepper.advance(self.tokens)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(self.graph):
-                self.logits, after = stepper.advanced(self.tokens)
-                _copy(after, stepper.state)
+                self.logits = stepper.advance(self.tokens)
+        stepper.reset()
 
     def replay(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)
@@ -264,13 +263,15 @@ def _copied(state: ModelState) -> ModelState:
 
 
 def _copy(source: ModelState, target: ModelState) -> None:
-    """In place, tensors of one dtype in one launch."""
+    """In place, tensors of one dtype in one launch; what lies there already is left alone."""
     pairs: dict[tuple[torch.dtype, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for into, tensor in zip(_flat(target), _flat(source), strict=True):
         if into.shape != tensor.shape:
             raise ShapeError(
                 f"Stepper: state must be {tuple(into.shape)}, got {tuple(tensor.shape)}"
             )
+        if into is tensor:
+            continue
         kinds = pairs.setdefault((into.dtype, tensor.dtype), ([], []))
         kinds[0].append(into)
         kinds[1].append(tensor)

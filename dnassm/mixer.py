@@ -21,8 +21,8 @@ Streaming = Literal["exact", "history", "none"]
 class SequenceMixer(nn.Module, abc.ABC):
     """A map from (B, L, D) to (B, L, D) that can be cut anywhere along L.
 
-    The state is a NamedTuple of tensors with the batch first. It is returned, never changed in
-    place, and carries gradients. For a mixer with ``streaming == "exact"`` these hold
+    The state is a NamedTuple of tensors with the batch first. It is returned and carries gradients;
+    only `advance` may change it in place. For a mixer with ``streaming == "exact"`` these hold
     (tests/contracts): forward over any cut equals forward over the whole, values and gradients;
     steps equal forward; rows of a batch do not see each other; a causal mixer does not see the
     future.
@@ -59,6 +59,14 @@ class SequenceMixer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Advance by one position: x (B, D) to y (B, D) and the next state."""
+
+    def advance(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`step` without gradients, after which `state` is used up.
+
+        The same values; the next state may lie where `state` did. A mixer whose step has something
+        to gain from that writes it there, the others need no `advance` of their own.
+        """
+        return self.step(x, state)
 
     @abc.abstractmethod
     def init_state(self, batch: int) -> Any:

@@ -152,15 +152,21 @@ class DNAModel(nn.Module):
         loss, _ = linear_cross_entropy(x, weight, targets, weights=weights, check=False)
         return loss
 
-    def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """Logits (B, V) after one more token (B,), and the next state."""
+    def step(
+        self, tokens: Tensor, state: ModelState, *, in_place: bool = False
+    ) -> tuple[Tensor, ModelState]:
+        """Logits (B, V) after one more token (B,), and the next state.
+
+        With `in_place` it may lie where `state` did, and there are no gradients through it.
+        """
         self._check(tokens, ("B",), state, len(self.blocks))
         x, blocks = self.embedding(tokens), self._blocks()
         normed, states = blocks[0].norm(x), []
         # One sum and norm between two mixers: a step is as long as it has launches.
         norms = [*(block.norm for block in blocks[1:]), self.norm]
         for block, before, norm in zip(blocks, state, norms, strict=True):
-            y, after = block.mixer.step(normed, before)
+            mixer = block.mixer
+            y, after = (mixer.advance if in_place else mixer.step)(normed, before)
             normed, x = add_norm(y, x, norm.weight, eps=cast("float", norm.eps))
             states.append(after)
         return self._logits(normed), tuple(states)

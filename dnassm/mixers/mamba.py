@@ -9,9 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from dnassm.kernels.causal_conv1d import causal_conv1d_step
-from dnassm.kernels.mamba_inner import Walk, mamba_inner
-from dnassm.kernels.selective_scan import selective_scan_step
+from dnassm.kernels.mamba_inner import Walk, mamba_inner, mamba_inner_step
 from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 
 
@@ -96,19 +94,19 @@ class Mamba(SequenceMixer):
             x,
             self.in_proj.weight,
             self.out_proj.weight,
-            self._walk(state),
+            self._walk(self.constants(), state),
             cu_seqlens=cu_seqlens,
             return_state=True,
         )
         return y, MambaState(conv_state, ssm_state)
 
-    def _walk(self, state: MambaState | None) -> Walk:
+    def _walk(self, A: Tensor, state: MambaState | None) -> Walk:
         """What lies between the projections in and out, and the state before it."""
         return Walk(
             conv_weight=self.conv_weight,
             x_weight=self.x_proj.weight,
             dt_weight=self.dt_proj.weight,
-            A=self.constants(),
+            A=A,
             conv_bias=self.conv_bias,
             dt_bias=self.dt_bias,
             D=self.D,
@@ -118,21 +116,20 @@ class Mamba(SequenceMixer):
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """(B, D) -> (B, D), and the next state."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv_state = causal_conv1d_step(
-            u, self.conv_weight, self.conv_bias, state.conv, silu=True
-        )
-        y, ssm_state = selective_scan_step(
-            *self._scanned(u), state.ssm, D=self.D, z=z, dt_bias=self.dt_bias
-        )
-        return self.out_proj(y), MambaState(conv_state, ssm_state)
+        return self._stepped(x, state, in_place=False)
 
-    def _scanned(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x, dt, A, B and C of a step, from the output of the convolution (B, E)."""
-        states = self.config.d_state
-        low_rank, B, C = self.x_proj(u).split([self.dt_rank, states, states], dim=-1)
-        dt = self.dt_proj(low_rank)
-        return u, dt, self._constants(), B.unsqueeze(-2), C.unsqueeze(-2)
+    def advance(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """The same, the next state written over `state` where a kernel does so."""
+        return self._stepped(x, state, in_place=True)
+
+    def _stepped(
+        self, x: Tensor, state: MambaState, *, in_place: bool
+    ) -> tuple[Tensor, MambaState]:
+        walk = self._walk(self._constants(), state)
+        y, after = mamba_inner_step(
+            x, self.in_proj.weight, self.out_proj.weight, walk, in_place=in_place
+        )
+        return y, MambaState(*after)
 
     def constants(self) -> Tensor:
         """A of the scan."""

@@ -113,8 +113,19 @@ class S4D(SequenceMixer):
         """(B, D) -> (B, D), and the next state: the recurrence itself, equation 2 discretised."""
         decay, C = self._constants()
         h = decay * self._start(x.shape[0], state) + x.unsqueeze(-1)
+        return self._out(h, x, C), S4DState(h)
+
+    @torch.no_grad()
+    def advance(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
+        """The same, the next state written over `state`."""
+        decay, C = self._constants()
+        h = self._start(x.shape[0], state).mul_(decay).add_(x.unsqueeze(-1))
+        return self._out(h, x, C), S4DState(h)
+
+    def _out(self, h: Tensor, x: Tensor, C: Tensor) -> Tensor:
+        """(B, D) of the state h after x (B, D)."""
         y = 2 * (C * h).sum(-1).real + self.D * x
-        return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1), S4DState(h)
+        return F.glu(self.out_proj(F.gelu(y).to(x.dtype)), dim=-1)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """exp(dt A) and the discrete C, each (D, N/2) complex."""

@@ -24,8 +24,9 @@ from dnassm.kernels.mamba_inner.arguments import (
     Walk,
 )
 from dnassm.kernels.mamba_inner.composed import composed
+from dnassm.kernels.mamba_inner.step import mamba_inner_step
 
-__all__ = ["BACKENDS", "State", "Walk", "mamba_inner"]
+__all__ = ["BACKENDS", "State", "Walk", "mamba_inner", "mamba_inner_step"]
 
 BACKENDS = Backends(__package__)
 """Ways to compute the block; what its two operators run on is theirs to choose."""

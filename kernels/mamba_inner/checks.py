@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.causal_conv1d import causal_conv1d_step
 from dnassm.kernels.laws import SHORT, Bound, Subject
-from dnassm.kernels.mamba_inner import BACKENDS, State, Walk, mamba_inner
-from dnassm.kernels.mamba_inner.arguments import TENSORS, Block, splits
+from dnassm.kernels.mamba_inner import BACKENDS, State, Walk, mamba_inner, mamba_inner_step
+from dnassm.kernels.mamba_inner.arguments import TENSORS, Block
 from dnassm.kernels.mamba_inner.cases import Case
-from dnassm.kernels.selective_scan import selective_scan_step
 
 _SHARED = ("in_weight", "out_weight", *(name for name in TENSORS if not name.endswith("_state")))
 # Five products and two recurrences in a row, each result rounded: some ten roundings meet in y.
@@ -67,19 +64,14 @@ def _call(
 
 
 def _step(inputs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
-    """One position by the steps of both operators."""
-    walk, before = _walk(inputs), _split(inputs, state)
-    v, z = F.linear(inputs["x"], inputs["in_weight"]).chunk(2, dim=1)
-    u, conv = causal_conv1d_step(
-        v, walk.conv_weight, walk.conv_bias, before.conv.to(v.dtype), silu=True
+    """One position; the states are copies, so that a kernel may write over them."""
+    conv, ssm = (
+        part.clone(memory_format=torch.contiguous_format) for part in _split(inputs, state)
     )
-    low, B, C = F.linear(u, walk.x_weight).split(splits(walk), dim=1)
-    dt = F.linear(low, walk.dt_weight)
-    maps = (B.unsqueeze(1), C.unsqueeze(1))
-    y, ssm = selective_scan_step(
-        u, dt, walk.A, *maps, before.ssm, D=walk.D, z=z, dt_bias=walk.dt_bias
-    )
-    return F.linear(y, inputs["out_weight"]), _joined(state, conv, ssm)
+    walk = _walk(inputs)._replace(conv_state=conv.to(inputs["x"].dtype), ssm_state=ssm)
+    weights = inputs["in_weight"], inputs["out_weight"]
+    y, after = mamba_inner_step(inputs["x"], *weights, walk, in_place=True)
+    return y, _joined(state, *after)
 
 
 def _arguments(inputs: Mapping[str, Tensor]) -> Block:

@@ -258,6 +258,8 @@ def test_a_state_of_another_batch_is_refused(name, x):
             mixer(x, mixer.init_state(batch))
         with pytest.raises(ShapeError, match="state must be"):
             mixer.step(x[:, 0], mixer.init_state(batch))
+        with pytest.raises(ShapeError, match="state must be"):
+            mixer.advance(x[:, 0], mixer.init_state(batch))
 
 
 @pytest.mark.parametrize("cuts", [(1,), (16,), (36,), (39,), (1, 2, 3, 20), tuple(range(1, 40))])
@@ -302,6 +304,19 @@ def test_the_old_state_is_untouched(name, x):
     mixer(x, state)
     mixer.step(x[:, 0], state)
     assert all(torch.equal(old, new) for old, new in zip(before, state, strict=True))
+
+
+@pytest.mark.parametrize("name", EXACT)
+@torch.no_grad()
+def test_advancing_is_stepping_with_a_state_that_is_used_up(name, x):
+    mixer = make(name)
+    mine, theirs = mixer.init_state(BATCH), mixer.init_state(BATCH)
+    for t in range(LENGTH):
+        got, mine = mixer.advance(x[:, t], mine)
+        want, theirs = mixer.step(x[:, t], theirs)
+        assert torch.equal(got, want)
+    assert type(mine) is type(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dnassm.config import MixerSpec, ModelConfig
 from dnassm.generation import Stepper, generate
 from dnassm.kernels.causal_conv1d import causal_conv1d_step
-from dnassm.kernels.mamba_inner import arguments
+from dnassm.kernels.mamba_inner import State, arguments, mamba_inner_step
 from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
 from dnassm.kernels.selective_scan import selective_scan_step
 from dnassm.kernels.selective_scan.cases import Case as ScanCase
@@ -161,6 +161,36 @@ def test_a_step_of_scan_and_convolution_is_that_of_the_cpu(batch, dtype):
     y, after = causal_conv1d_step(*on_device, silu=True)
     torch.testing.assert_close(y.cpu().double(), exact[0], rtol=close, atol=close)
     assert torch.equal(after.cpu(), exact[1].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("batch", [1, 3, 64, 256])
+@pytest.mark.parametrize("inner", [33, 128, 512, 1024])
+@torch.no_grad()
+def test_a_step_over_its_own_state_is_that_of_the_cpu(inner, batch, dtype):
+    case = Case(batch, 1, inner // 2, inner, states=16, rank=-(-inner // 32))
+    inputs = case.inputs(dtype)
+    want, exact = stepped(inputs, in_place=False, device="cpu", kind=torch.float64)
+    got, after = stepped(inputs, in_place=True, device="cuda")
+    for mine, theirs in zip((got, *after), (want, *exact), strict=True):
+        close = {"rtol": ROUNDING[dtype], "atol": ROUNDING[dtype]}
+        torch.testing.assert_close(mine.cpu().double(), theirs, **close)
+    again, _ = stepped(inputs, in_place=True, device="cuda")
+    assert torch.equal(again, got), "not the same bits"
+
+
+def stepped(
+    inputs: Inputs, *, in_place: bool, device: str, kind: torch.dtype | None = None
+) -> tuple[Tensor, State]:
+    """Two steps of one input, on copies of its tensors."""
+    copies = {n: t.to(device, kind or t.dtype, copy=True) for n, t in inputs.named().items()}
+    call = inputs.replaced(copies)
+    walk, x = call.walks[0], call.x[:, 0]
+    for _ in range(2):
+        y, state = mamba_inner_step(x, call.in_weight, call.out_weight, walk, in_place=in_place)
+        assert (state.ssm is walk.ssm_state) == in_place
+        walk = walk._replace(conv_state=state.conv, ssm_state=state.ssm)
+    return y, state
 
 
 def make(name: str) -> DNAModel:

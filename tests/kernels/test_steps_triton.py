@@ -1,4 +1,4 @@
-"""One position on a GPU in one kernel: both step kernels in Triton's interpreter, and compiled.
+"""One position on a GPU in one kernel: the step kernels in Triton's interpreter, and compiled.
 
 Processes of their own, since the interpreter is chosen when triton is imported.
 """
@@ -68,6 +68,70 @@ for dtype, allowed in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
     near(y, causal_conv1d(**exact, backend="reference")[:, 0], allowed)
 """
 
+IN_PLACE = """
+import torch
+import torch.nn.functional as F
+from dnassm.config import ModelConfig
+from dnassm.generation import Stepper
+from dnassm.kernels.mamba_inner import Walk, mamba_inner_step, triton
+from dnassm.kernels.mamba_inner.cases import Case
+from dnassm.model import DNAModel
+
+def near(got, want, allowed):
+    assert got.shape == want.shape
+    assert (got.double() - want).abs().max() <= allowed * want.abs().max(), (got, want)
+
+for dtype, allowed in ((torch.float32, 2e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)):
+    for case in (
+        Case(batch=3, length=1),
+        Case(batch=2, length=1, inner=70, states=16, rank=5),
+        Case(batch=1, length=1, states=1, rank=1, taps=2),
+        Case(batch=2, length=1, inner=1, taps=7),
+        Case(batch=2, length=1, bare=True),
+    ):
+        named = case.inputs(dtype).named()
+        given = {name.removesuffix(" 0"): tensor for name, tensor in named.items()}
+        if case.bare:
+            given["conv_state"] = torch.zeros(2, 3, case.inner)
+            given["ssm_state"] = torch.zeros(2, case.inner, case.states)
+        x, shared = given.pop("x")[:, 0], [given.pop("in_weight"), given.pop("out_weight")]
+        exact = Walk(**{name: tensor.double() for name, tensor in given.items()})
+        want, state = mamba_inner_step(x.double(), *(w.double() for w in shared), exact)
+        walk = Walk(**given)
+        assert triton.fits(F.linear(x, shared[0]), walk)
+        got, after = mamba_inner_step(x, *shared, walk, in_place=True)
+        assert after.conv is walk.conv_state and after.ssm is walk.ssm_state
+        near(got, want, allowed)
+        near(after.conv, state.conv, allowed)
+        near(after.ssm, state.ssm, allowed)
+
+walk = Walk(**given)._replace(ssm_state=torch.zeros(2, 16, 8)[..., ::2])
+_, after = mamba_inner_step(x, *shared, walk, in_place=True)
+assert after.ssm is not walk.ssm_state, "the kernel takes what lies as it is numbered"
+for wide in (1 << 11, 5000):  # 16 states of more channels than registers hold
+    named = Case(batch=1, length=1, inner=wide, states=16).inputs(torch.float32).named()
+    given = {name.removesuffix(" 0"): tensor for name, tensor in named.items()}
+    x, shared = given.pop("x")[:, 0], [given.pop("in_weight"), given.pop("out_weight")]
+    walk = Walk(**given)
+    assert not triton.fits(F.linear(x, shared[0]), walk)
+
+torch.manual_seed(1)
+with torch.no_grad():
+    model = DNAModel(ModelConfig(d_model=8, pattern="mm")).eval()
+    stepper, state = Stepper(model, 2), model.init_state(2)
+    kept = [part for of_block in stepper.state for part in of_block]
+    for tokens in torch.randint(4, (5, 2)):
+        want, state = model.step(tokens, state)
+        near(stepper.step(tokens), want.double(), 1e-5)
+    for mine, theirs, first in zip(
+        (part for of_block in stepper.state for part in of_block),
+        (part for of_block in state for part in of_block),
+        kept,
+    ):
+        assert mine is first
+        near(mine, theirs.double(), 1e-5)
+"""
+
 COMPILED = """
 import inspect, warnings
 warnings.simplefilter("ignore")
@@ -75,6 +139,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from dnassm.kernels.causal_conv1d.triton import step as conv
+from dnassm.kernels.mamba_inner.triton import step as inner
 from dnassm.kernels.selective_scan.triton import step as scan
 
 flags = dict(has_bias=True, has_skip=True, has_gate=True, softplus=True, silu=True)
@@ -96,6 +161,17 @@ for kernel, of_x in ((conv._step_kernel, ("i32", "i32")), (scan._step_kernel, No
             signature[name] = "i32" if name in sizes else narrow
     source = ASTSource(fn=kernel, signature=signature, constexprs=known)
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+sizes = dict(block=512, state_block=16, rank_block=16, width_block=4)
+narrow = ("xz", "x_weight", "dt_weight", "y")
+for given in ({}, {"conv_bias": None, "dt_bias": None, "D": None}):
+    signature, known = {}, {**sizes, **given}
+    for name in inspect.signature(inner._step_kernel.fn).parameters:
+        kind = "i32" if name in ("channels", "states", "rank", "width") else "*fp32"
+        signature[name] = "constexpr" if name in known else "*bf16" if name in narrow else kind
+    source = ASTSource(fn=inner._step_kernel, signature=signature, constexprs=known)
+    warps = {"num_warps": 16}
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps).asm["cubin"]
 """
 
 pytestmark = pytest.mark.skipif(
@@ -113,6 +189,10 @@ def run(script: str, **environment: str) -> None:
 
 def test_they_are_a_scan_and_a_convolution_of_one_position():
     run(IN_THE_INTERPRETER, TRITON_INTERPRET="1")
+
+
+def test_the_mamba_block_steps_in_one_kernel_over_its_own_state():
+    run(IN_PLACE, TRITON_INTERPRET="1")
 
 
 def test_they_are_compiled_without_a_gpu(tmp_path):
