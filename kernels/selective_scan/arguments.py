@@ -27,6 +27,9 @@ class Scan:
     dt_softplus: bool
     reverse: bool
     exact: bool
+    overwrite: tuple[str, ...] = ()
+    """Of dt, z and dy, what the backward may write over, if that saves it memory: nobody else
+    reads it, and its elements do not overlap. No option of the public function."""
 
     @property
     def sequences(self) -> int:

@@ -79,14 +79,31 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
-    """Gradients, slab by slab from the end: what a slab hands on enters the one before it."""
+    """Gradients; those of dt, z and x lie over dt, z and dy where `Scan.overwrite` names them."""
+    return _gradients(_Walk(scan), marks, dy, dfinal, None)
+
+
+def backward_and_output(
+    scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor
+) -> tuple[Gradients, Tensor]:
+    """Gradients as from `backward`, and y once more: all but its last factor is found for dz."""
     walk = _Walk(scan)
-    shape = walk.shape
-    dx, ddt, dB, dC = (
+    y = torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
+    found = _gradients(walk, marks, dy, dfinal, y)
+    return found, y.to(scan.x.dtype)
+
+
+def _gradients(
+    walk: _Walk, marks: Tensor, dy: Tensor, dfinal: Tensor, y: Tensor | None
+) -> Gradients:
+    """Slab by slab from the end: what a slab hands on enters the one before it."""
+    scan, shape = walk.scan, walk.shape
+    dy = _dense(dy.to(walk.dtype))
+    along = _along(walk, dy)
+    dB, dC = (
         torch.empty_like(t, dtype=walk.dtype, memory_format=torch.contiguous_format)
-        for t in (scan.x, scan.dt, scan.B, scan.C)
+        for t in (scan.B, scan.C)
     )
-    dz = None if scan.z is None else torch.empty_like(dx)
     dlast = _walked(dfinal, scan).float().contiguous()
     dinitial = torch.empty_like(dlast)
     walk.give(dlast=dlast, dinitial=dinitial)
@@ -96,8 +113,7 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
     slab = walk.slab(rows)
     dmaps = marks.new_empty(rows * min(slab, walk.length), 2 * shape.padded)
     for begin in reversed(range(0, walk.length, slab)):
-        walk.enter(begin, min(slab, walk.length - begin), y=dx, marks=marks)
-        walk.output(dx=dx, ddt=ddt, dz=dz, dy=_dense(dy.to(walk.dtype)))
+        walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=y, dy=dy, **along)
         width = shape.threads // 32
         chunks = walk.cut((width,), width * shape.resident, pre_pass=0.15)
         walk.start(carry, adjoint=True)
@@ -105,21 +121,39 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
         by_chunk = marks.new_empty(walk.batch * chunks, scan.A.shape[1] + 2, walk.channels)
         sums.append(by_chunk)
         walk.give(handed=carry, dmaps=dmaps, by_chunk=by_chunk)
-        walk.backward()
+        walk.backward(output=y is not None)
         walk.reduce(dmaps, dB, dC)
     total = (sums[0] if len(sums) == 1 else torch.cat(sums)).sum(0)
-    dskip, dbias = total[-2], total[-1]
-    before = dinitial if walk.packed else carry
+    initial = _walked(dinitial if walk.packed else carry, scan)
+    return _found(scan, {**along, "dB": dB, "dC": dC}, total, initial)
+
+
+def _along(walk: _Walk, dy: Tensor) -> dict[str, Tensor]:
+    """Where the gradients of x, dt and z go: over dy, dt and z, or into new tensors."""
+    scan, given = walk.scan, walk.sequences
+    over = {"dx": ("dy", dy), "ddt": ("dt", given["dt"])}
+    if scan.z is not None:
+        over["dz"] = ("z", given["z"])
+    return {
+        gradient: source
+        if name in scan.overwrite
+        else torch.empty_like(source, memory_format=torch.contiguous_format)
+        for gradient, (name, source) in over.items()
+    }
+
+
+def _found(scan: Scan, found: dict[str, Tensor], sums: Tensor, initial: Tensor) -> Gradients:
+    """As they are handed back; `sums` (N + 2, D) are those of A, of D and of dt_bias."""
     return Gradients(
-        x=dx.to(scan.x.dtype),
-        dt=ddt.to(scan.dt.dtype),
-        A=total[:-2].view(scan.A.shape).to(scan.A.dtype),
-        B=dB.to(scan.B.dtype),
-        C=dC.to(scan.C.dtype),
-        D=_like(scan.D, dskip),
-        z=_like(scan.z, dz),
-        dt_bias=_like(scan.dt_bias, dbias),
-        initial_state=_like(scan.initial_state, _walked(before, scan)),
+        x=found["dx"].to(scan.x.dtype),
+        dt=found["ddt"].to(scan.dt.dtype),
+        A=sums[:-2].view(scan.A.shape).to(scan.A.dtype),
+        B=found["dB"].to(scan.B.dtype),
+        C=found["dC"].to(scan.C.dtype),
+        D=_like(scan.D, sums[-2]),
+        z=_like(scan.z, found.get("dz")),
+        dt_bias=_like(scan.dt_bias, sums[-1]),
+        initial_state=_like(scan.initial_state, initial),
     )
 
 
@@ -147,6 +181,8 @@ class _Shape(NamedTuple):
     """Warps of the forward that a multiprocessor holds."""
     widths: tuple[int, ...]
     """Warps that a block of the forward may have."""
+    size: int
+    """Bytes of a number along L."""
 
     @property
     def padded(self) -> int:
@@ -160,9 +196,10 @@ class _Shape(NamedTuple):
 
     def shared(self) -> int:
         """Most bytes of shared memory of `backward`, as laid out there."""
-        tiles = 4 * _TILE * (self.channels + 4) + 4 * _TILE * self.channels
-        work = tiles + self.channels + 4 * _TILE * self.padded
-        return 4 * (self.span * 2 * self.padded + self.threads // 32 * work)
+        tiles = 5 * _TILE * (self.channels + 4)
+        floats = tiles + self.channels + 4 * _TILE * self.padded
+        work = 4 * floats + 4 * _TILE * self.channels * self.size
+        return 4 * self.span * 2 * self.padded + self.threads // 32 * work
 
     def scratch(self, blocks: int) -> int:
         """Floats for the states inside of a span, of so many blocks."""
@@ -170,11 +207,12 @@ class _Shape(NamedTuple):
 
     @staticmethod
     def of(scan: Scan) -> _Shape:
-        return _shape_of(scan.A.shape[1], scan.A.shape[0] // scan.B.shape[2], scan.x.device)
+        per_group = scan.A.shape[0] // scan.B.shape[2]
+        return _shape_of(scan.A.shape[1], per_group, _dtype(scan).itemsize, scan.x.device)
 
 
 @functools.cache
-def _shape_of(states: int, per_group: int, device: torch.device) -> _Shape:
+def _shape_of(states: int, per_group: int, size: int, device: torch.device) -> _Shape:
     """The longest span that fits, then the widest block that the channels of a group fill."""
     lanes = 1 << (-(-states // 4) - 1).bit_length()
     properties: Any = torch.cuda.get_device_properties(device)
@@ -182,7 +220,7 @@ def _shape_of(states: int, per_group: int, device: torch.device) -> _Shape:
     warps = -(-per_group * lanes // 128)
     for span in _SPANS:
         for threads in (256, 128, 64, 32):
-            shape = _Shape(lanes, threads, span, 1, *_widths(lanes, properties))
+            shape = _Shape(lanes, threads, span, 1, *_widths(lanes, properties), size)
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
                 return shape._replace(resident=max(1, min(held, 32 * _BACKWARD_WARPS // threads)))
@@ -229,10 +267,8 @@ class _Walk:
         self.groups = scan.B.shape[2]
         self.packed = scan.cu_seqlens is not None
         self.device = scan.x.device
-        shared = (scan.x, scan.dt, scan.B, scan.C) + (() if scan.z is None else (scan.z,))
-        self.dtype = functools.reduce(torch.promote_types, (t.dtype for t in shared))
+        self.dtype = _dtype(scan)
         self._given: dict[str, Any] = dict.fromkeys(_parameters(), 0)
-        self._keep: list[Tensor] = []
         self._alignment = 0
         self.A = scan.A.float().contiguous()
         initial = None
@@ -240,7 +276,7 @@ class _Walk:
             initial = _walked(scan.initial_state, scan).float().contiguous()
         self.initial_row = None if self.packed else initial
         wide = {"x": scan.x, "dt": scan.dt, "z": scan.z, "B": scan.B, "C": scan.C}
-        self._sequences = {
+        self.sequences: dict[str, Tensor] = {
             name: t.to(self.dtype) if name in "BC" else _dense(t.to(self.dtype))
             for name, t in wide.items()
             if t is not None
@@ -261,13 +297,16 @@ class _Walk:
         """Set parameters of the kernels by name."""
         self._given.update(values)
 
-    def enter(self, begin: int, length: int, *, y: Tensor, marks: Tensor) -> None:
-        """Look at steps [begin, begin + length) of the walk (0-based half-open)."""
+    def enter(self, begin: int, length: int, *, marks: Tensor, **more: Tensor | None) -> None:
+        """Look at steps [begin, begin + length) of the walk (0-based half-open).
+
+        `more` are y, or dy and the gradients of x, dt and z.
+        """
         self.begin, self.slab_length = begin, length
         self.give(length=length)
-        for name, tensor in self._sequences.items():
-            self._enter(name, tensor, ("b", "t", "g", "n") if name in "BC" else ("b", "t"))
-        self._enter("y", y, ("b", "t"))
+        for name, tensor in (self.sequences | more).items():
+            if tensor is not None:
+                self._enter(name, tensor, ("b", "t", "g", "n") if name in "BC" else ("b", "t"))
         per_mark = marks[0, 0].numel()
         self.give(
             marks=marks.data_ptr() + begin // self.shape.span * per_mark * 4,
@@ -277,14 +316,6 @@ class _Walk:
             flags, before = self._resets
             tile = begin // _TILE
             self.give(resets=flags.data_ptr() + tile, before=before.data_ptr() + 4 * tile)
-
-    def output(self, *, dy: Tensor, **gradients: Tensor | None) -> None:
-        """Gradients of x, dt and z, written with the strides of y."""
-        self._keep.append(dy)
-        self._enter("dy", dy, ("b", "t"))
-        for name, tensor in gradients.items():
-            if tensor is not None:
-                self._enter(name, tensor, ())
 
     def _address(self, tensor: Tensor) -> int:
         step = self.length - 1 - self.begin if self.scan.reverse else self.begin
@@ -359,7 +390,7 @@ class _Walk:
             shared=_forward_shared(shape.lanes, width),
         )
 
-    def backward(self) -> None:
+    def backward(self, *, output: bool) -> None:
         """Run the main pass of the backward: as many blocks as the device holds, taking turns."""
         shape = self.shape
         columns = self.columns(shape.threads)
@@ -367,7 +398,8 @@ class _Walk:
         blocks = min(items, shape.resident * _multiprocessors(self.device))
         scratch = self.A.new_empty(shape.scratch(blocks))
         self.give(columns=columns, scratch=scratch)
-        options = self._options(shape.threads, ADJOINT=0, BLOCKS=shape.resident)
+        more = {"ADJOINT": 0, "BLOCKS": shape.resident, "OUTPUT": int(output)}
+        options = self._options(shape.threads, **more)
         _kernel("backward", self.device, options).launch(
             (blocks, 1, 1), shape.threads, list(self._given.values()), shared=shape.shared()
         )
@@ -427,6 +459,12 @@ def _parameters() -> tuple[str, ...]:
     text = SOURCE.read_text(encoding="utf-8").partition("#define ARGUMENTS")[2]
     listed = itertools.takewhile(lambda line: line.rstrip(), text.splitlines())
     return tuple(re.findall(r"(\w+)\s*(?:,|$)", " ".join(line.rstrip("\\ ") for line in listed)))
+
+
+def _dtype(scan: Scan) -> torch.dtype:
+    """Of all that runs along L, inside of the kernels."""
+    along = [scan.x, scan.dt, scan.B, scan.C] + ([] if scan.z is None else [scan.z])
+    return functools.reduce(torch.promote_types, (t.dtype for t in along))
 
 
 @functools.cache

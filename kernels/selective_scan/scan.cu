@@ -12,7 +12,7 @@
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
 // saved states; TILES of which B and C are brought in at once; SOFTPLUS, HAS_Z, PACKED,
-// ADJOINT, EXACT (never stop early).
+// ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well).
 
 typedef long long i64;
 typedef unsigned short u16;
@@ -69,20 +69,29 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 }
 #endif
 
+// The backward may be told to write a gradient over what it comes from: dx over dy, ddt over dt, dz over
+// z. A lane writes just what it has read itself, and nothing reads that again; but no promise here.
+#if defined(BACKWARD)
+#define APART
+#else
+#define APART __restrict__
+#endif
+
 // The big kernels take the same list; cuda.py fills it by name.
 #define ARGUMENTS                                                                                 \
-  const T *__restrict__ x, const T *__restrict__ dt, const T *__restrict__ z,                     \
-      const T *__restrict__ B, const T *__restrict__ C, const float *__restrict__ A,              \
-      const float *__restrict__ skip, const float *__restrict__ bias,                             \
-      const float *__restrict__ initial, const unsigned char *__restrict__ resets,                \
-      const int *__restrict__ before, const float *__restrict__ starts, T *__restrict__ y,        \
-      float *__restrict__ last, float4 *__restrict__ marks, float *__restrict__ ends,             \
-      float *__restrict__ sums, const T *__restrict__ dy, const float *__restrict__ dlast,        \
-      T *__restrict__ dx, T *__restrict__ ddt, T *__restrict__ dz, float *__restrict__ dmaps,     \
-      float *__restrict__ by_chunk, float *__restrict__ dinitial, float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
-      i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, i64 dtb, i64 dtt, i64 zb, \
-      i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg, i64 Cn, i64 yb, i64 yt,     \
-      i64 dyb, i64 dyt, i64 marks_b
+  const T *__restrict__ x, const T *APART dt, const T *APART z, const T *__restrict__ B,          \
+      const T *__restrict__ C, const float *__restrict__ A, const float *__restrict__ skip,       \
+      const float *__restrict__ bias, const float *__restrict__ initial,                          \
+      const unsigned char *__restrict__ resets, const int *__restrict__ before,                   \
+      const float *__restrict__ starts, T *__restrict__ y, float *__restrict__ last,              \
+      float4 *__restrict__ marks, float *__restrict__ ends, float *__restrict__ sums,             \
+      const T *APART dy, const float *__restrict__ dlast, T *APART dx, T *APART ddt, T *APART dz, \
+      float *__restrict__ dmaps, float *__restrict__ by_chunk, float *__restrict__ dinitial,      \
+      float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
+      i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
+      i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 ddtb, i64 ddtt, i64 dzb,    \
+      i64 dzt, i64 marks_b
 
 // ---------------------------------------------------------------- arithmetic
 
@@ -735,7 +744,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
 
 // A warp's share of shared memory.
 struct Work {
-  Tile size, value, grad, slope;   // d, then its gradient; u, then dx; dy; dz
+  Tile size, value, grad, slope;  // d, then its gradient; u, then dx; dy; dz
+#if OUTPUT
+  Tile output;  // silu(z), then y
+#endif
   Staged step, input, grad_y, gate;
   float sum_B[2][TB][NPAD], sum_C[2][TB][NPAD];  // of this tile and of the one before
   Vector shift;
@@ -755,21 +767,25 @@ __device__ __forceinline__ void prepare(Work &work, i64 steps, bool inflow) {
     work.size.put(r, d), work.value.put(r, v);
   }
 }
-// dy before the gate, and the gradient of the gate but for the factor y.
+// dy before the gate, and the gradient of the gate but for the factor y; so y but for that factor.
 __device__ __forceinline__ void prepare_gradients(Work &work) {
   const Rows got = work.grad_y.read(), gate = work.gate.read();
   EACH_ROUND(r) {
-    float g[VEC], slope[VEC];
+    float g[VEC], slope[VEC], through[VEC];
     EACH_NEIGHBOUR(k) {
-      g[k] = got.get(r, k);
+      g[k] = got.get(r, k), through[k] = 1.f;
       if (HAS_Z) {
         const float v = gate.get(r, k), open = sigmoid(v);
         slope[k] = g[k] * open * fmaf(v, 1.f - open, 1.f);
-        g[k] *= v * open;
+        through[k] = v * open;
+        g[k] *= through[k];
       }
     }
     work.grad.put(r, g);
     if (HAS_Z) work.slope.put(r, slope);
+#if OUTPUT
+    work.output.put(r, through);
+#endif
   }
 }
 
@@ -805,7 +821,6 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const T *pd = dt + batch * dtb + me.channel + Rows::start(dtt);
     const T *pz = z + batch * zb + me.channel + Rows::start(zt);
     const T *pg = dy + batch * dyb + me.channel + Rows::start(dyt);
-    const i64 out = batch * yb + me.channel + Rows::start(yt);
 
     for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
       const i64 t0 = begin + segment * CK;
@@ -898,15 +913,19 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
 #pragma unroll
             for (int j = 0; j < OWN_STATES; j++)
               if (me.cl < 4) sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
-            if (HAS_Z) {
+            if (HAS_Z || OUTPUT) {
               sum4<1, SL>(y_core[i & 1]);
 #pragma unroll
-              for (int q = 0; q < OWN_CHANNELS; q++)
-                if (me.sq < 4)
-                  work.slope.v[i][mine + q] *= fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
+              for (int q = 0; q < OWN_CHANNELS; q++) {
+                const float y_open = fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
+                if (HAS_Z && me.sq < 4) work.slope.v[i][mine + q] *= y_open;
+#if OUTPUT
+                if (me.sq < 4) work.output.v[i][mine + q] *= y_open;
+#endif
+              }
             }
           };
-          need(0, HAS_Z);
+          need(0, HAS_Z || OUTPUT);
 #pragma unroll
           for (int i = 0; i < TB; i++) {
 #if PACKED
@@ -916,14 +935,14 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             }
 #endif
             const int now = i & 1;
-            if (i + 1 < TB) need(i + 1, HAS_Z);
+            if (i + 1 < TB) need(i + 1, HAS_Z || OUTPUT);
             EACH4(k) y_core[now][k] = grad_C[now][k] = 0.f;
             EACH4(q) {
               const float in = d[now][q] * u[now][q];
               EACH4(j) {
                 past[i][q][j] = h[q][j];
                 h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in * b[now][j]);
-                if (HAS_Z) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
+                if (HAS_Z || OUTPUT) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
                 grad_C[now][j] = fmaf(g[now][q], h[q][j], grad_C[now][j]);
               }
             }
@@ -990,15 +1009,17 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         }
         __syncwarp();
         {
-          Rows result;
-          EACH_ROUND(r) result.set(r, work.value.at(r));
-          result.store(dx + out + t * yt, yt, steps, me.valid);
-          EACH_ROUND(r) result.set(r, work.size.at(r));
-          result.store(ddt + out + t * yt, yt, steps, me.valid);
-          if (HAS_Z) {
-            EACH_ROUND(r) result.set(r, work.slope.at(r));
-            result.store(dz + out + t * yt, yt, steps, me.valid);
-          }
+          const auto write = [&](Tile &tile, T *to, i64 row, i64 step) {
+            Rows result;
+            EACH_ROUND(r) result.set(r, tile.at(r));
+            result.store(to + batch * row + me.channel + t * step + Rows::start(step), step, steps, me.valid);
+          };
+          write(work.value, dx, dxb, dxt);
+          write(work.size, ddt, ddtb, ddtt);
+          if (HAS_Z) write(work.slope, dz, dzb, dzt);
+#if OUTPUT
+          write(work.output, y, yb, yt);
+#endif
         }
         __syncthreads();
         float *to = dmaps + ((column * batches + batch) * length + t) * ROW;

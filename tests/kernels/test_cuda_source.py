@@ -6,6 +6,7 @@ properties of a GPU that is not there.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 
@@ -78,7 +79,7 @@ class Recorded:
         self.launches = []
 
     def launch(self, grid, block, arguments, *, shared=0) -> None:
-        self.launches.append((grid, block, len(arguments), shared))
+        self.launches.append((grid, block, list(arguments), shared))
 
 
 @pytest.fixture
@@ -103,6 +104,7 @@ def planned(monkeypatch):
         forget()
         y, state, marks = cuda.forward(call)
         cuda.backward(call, marks, torch.zeros_like(y), torch.zeros_like(state))
+        cuda.backward_and_output(call, marks, torch.zeros_like(y), torch.zeros_like(state))
         return list(found.values())
 
     yield plan
@@ -143,7 +145,7 @@ def test_a_launch_is_within_what_the_gpu_has_and_the_kernel_takes(planned, arch,
     for kernel in planned(arch, SCANS[name]()):
         assert kernel.launches
         for grid, block, arguments, shared in kernel.launches:
-            assert arguments == takes[kernel.name]
+            assert len(arguments) == takes[kernel.name]
             assert 0 < block <= 1024
             assert block % 32 == 0
             assert all(size > 0 for size in grid)
@@ -161,8 +163,41 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
     for macro, values in {"DTYPE": {0, 1, 2}, "N": {1, 16, 100, 128}}.items():
         assert {macros[macro] for macros in found} >= values
     assert {1, 8} <= {macros["VEC"] for macros in found}
+    assert {macros["OUTPUT"] for macros in found if "BACKWARD" in macros} == {0, 1}
     for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
         assert {macros[macro] for macros in found} == {0, 1}
+
+
+@pytest.mark.parametrize("overwrite", [(), ("dt",), ("z", "dy"), ("dt", "z", "dy")], ids=str)
+def test_a_gradient_lies_over_its_source_where_a_call_allows_it(planned, overwrite):
+    call = scan()
+    halves = torch.zeros(1, LONG.length, 2 * LONG.channels, dtype=BF16)
+    call = dataclasses.replace(call, z=halves[..., LONG.channels :], overwrite=overwrite)
+    planned("sm_90", call)  # from now on a launch computes nothing
+    y, state, marks = cuda.forward(call)
+    dy = torch.zeros_like(y)
+    found, again = cuda.backward_and_output(call, marks, dy, torch.zeros_like(state))
+    for name, source, gradient in (
+        ("dt", call.dt, found.dt),
+        ("z", call.z, found.z),
+        ("dy", dy, found.x),
+    ):
+        assert (gradient.data_ptr() == source.data_ptr()) == (name in overwrite)
+    assert again.data_ptr() not in {t.data_ptr() for t in (call.x, call.dt, halves, dy, y)}
+
+
+def test_every_gradient_is_written_by_its_own_strides(planned):
+    call = scan()
+    halves = torch.zeros(1, LONG.length, 2 * LONG.channels, dtype=BF16)
+    call = dataclasses.replace(call, z=halves[..., LONG.channels :], overwrite=("z",))
+    for kernel in planned("sm_90", call):
+        if kernel.name != "backward":
+            continue
+        for *_, arguments, _ in kernel.launches:
+            given = dict(zip(cuda._parameters(), arguments, strict=True))
+            assert given["dz"] == given["z"] == call.z.data_ptr()
+            assert (given["zt"], given["dzt"], given["dxt"]) == (128, 128, 64)
+            assert bool(given["y"]) == bool(kernel.macros["OUTPUT"])
 
 
 def test_the_source_includes_nothing():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dnassm.kernels.selective_scan import cases, cuda, selective_scan
+from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case, Tolerance
 
 pytestmark = [
@@ -162,6 +163,58 @@ def test_a_backward_in_slabs_is_that_of_the_reference(monkeypatch, reverse):
     inputs = Case(length=3000, channels=70, states=16).inputs(torch.float32, device="cuda")
     got = run(inputs, "cuda", reverse=reverse)
     assert_near(got, truth(inputs, got, reverse=reverse), cases.TOLERANCES[torch.float32])
+
+
+OVERWRITTEN = {
+    "plain": {},
+    "odd channels": {"channels": 33},
+    "groups": {"groups": 2},
+    "long": {"batch": 1, "length": 30_000},
+    "N 100": {"states": 100},
+    "no gate": {"without": ("z",)},
+    "packed": {"batch": 1, "edges": [0, 1, 2, 9, 16, 700, 701, 1500]},
+}
+
+
+def backend_call(dtype: torch.dtype, reverse: bool, **how) -> Scan:
+    """A call as a backend gets it, z the second half of a tensor."""
+    edges, without = how.pop("edges", None), how.pop("without", ())
+    sizes = {"batch": 2, "length": 1500, "channels": 96, "states": 16, **how}
+    inputs = Case(**sizes).inputs(dtype, device="cuda")
+    inputs["z"] = torch.cat([inputs["z"]] * 2, 2)[..., sizes["channels"] :]
+    if edges is not None:
+        inputs["initial_state"] = inputs["initial_state"].repeat(len(edges) - 1, 1, 1)
+        edges = torch.tensor(edges, dtype=torch.int32, device="cuda")
+    given = {n: None if n in without else inputs[n] for n in Gradients._fields}
+    return Scan(**given, cu_seqlens=edges, dt_softplus=True, reverse=reverse, exact=False)
+
+
+@pytest.mark.parametrize("slabs", [False, True], ids=["whole", "in slabs"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("how", OVERWRITTEN.values(), ids=OVERWRITTEN)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_backward_over_its_inputs_and_with_the_output_has_the_same_bits(
+    dtype, how, reverse, slabs, monkeypatch
+):
+    if slabs:
+        monkeypatch.setattr(cuda, "_WORKSPACE", 1 << 19)
+    call = backend_call(dtype, reverse, **how)
+    y, state, marks = cuda.forward(call)
+    dy, dstate = weights_of(y, state)
+    plain = named(cuda.backward(call, marks, dy, dstate))
+    want = named(*cuda.backward_and_output(call, marks, dy, dstate))
+    assert_near(want, {**plain, "y": y}, cases.TOLERANCES[dtype])
+    before, over = dy.clone(), dataclasses.replace(call, overwrite=("dt", "z", "dy"))
+    got = named(*cuda.backward_and_output(over, marks, dy, dstate))
+    assert_same(got, want)
+    for gradient, source in (("x", dy), ("dt", call.dt), ("z", call.z)):
+        assert source is None or got[gradient].data_ptr() == source.data_ptr()
+    assert not torch.equal(dy, before)
+
+
+def named(gradients: Gradients, y: Tensor | None = None) -> Results:
+    found = {**gradients._asdict(), "y": y}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 @pytest.mark.parametrize("length", [65537, (1 << 20) + 3])
