@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dnassm.errors import ConfigError
-from dnassm.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from dnassm.kernels.causal_conv1d import causal_conv1d_step
+from dnassm.kernels.mamba2_inner import mamba2_inner
 from dnassm.kernels.norm import norm
-from dnassm.kernels.ssd import ssd, ssd_step
+from dnassm.kernels.ssd import ssd_step
 from dnassm.mixer import MIXERS, SequenceMixer, Streaming
 
 
@@ -113,31 +114,24 @@ class Mamba2(SequenceMixer):
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Mamba2State]:
         """(B, L, D) -> (B, L, D), and the state after the last position of every sequence."""
-        z, u, dt = self._projected(x)
-        u, conv_state = causal_conv1d(
-            u,
+        y, (conv_state, ssm_state) = mamba2_inner(
+            x,
+            self.in_proj.weight,
             self.conv_weight,
-            self.conv_bias,
-            silu=True,
-            initial_state=None if state is None else state.conv,
-            cu_seqlens=cu_seqlens,
-            return_state=True,
-        )
-        heads, B, C = self._split(u)
-        y, ssm_state = ssd(
-            heads,
-            dt,
             self.constants(),
-            B,
-            C,
-            D=self.D,
+            self.norm_weight,
+            self.out_proj.weight,
+            conv_bias=self.conv_bias,
             dt_bias=self.dt_bias,
-            dt_limit=(self.config.dt_floor, math.inf),
-            initial_state=None if state is None else state.ssm,
+            D=self.D,
+            conv_state=None if state is None else state.conv,
+            ssm_state=None if state is None else state.ssm,
             cu_seqlens=cu_seqlens,
+            groups=self.config.groups,
+            dt_limit=(self.config.dt_floor, math.inf),
             return_state=True,
         )
-        return self._out(y, z), Mamba2State(conv_state, ssm_state)
+        return y, Mamba2State(conv_state, ssm_state)
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """(B, D) -> (B, D), and the next state."""
