@@ -24,7 +24,9 @@ import numpy as np
 
 from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, Codes
 from dnassm.data.bytestream import ByteStream
-from dnassm.data.encoder import BaseCounts, BlockEncoder, NotABaseError
+from dnassm.data.encoder import BaseCounts, NotABaseError
+from dnassm.data.line_code import AHEAD, WHITE
+from dnassm.data.line_encoder import line_encoder
 from dnassm.data.sniff import looks_like
 from dnassm.errors import FormatError
 
@@ -32,10 +34,7 @@ BLOCK_BYTES = 3 << 18
 """Measured: smaller blocks cost more calls, and more changes between parsing, digests and writing;
 larger ones leave the cache."""
 _MAX_HEADER_BYTES = 1 << 20
-_WHITE = b" \t\n\x0b\x0c\r"
-_NEWLINE, _RETURN, _GREATER = 10, 13, ord(">")
-_FEW = 4096
-"""Below this many bytes the general way is faster than looking for a fixed line width."""
+_NEWLINE, _GREATER = 10, ord(">")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +63,7 @@ def read_fasta(
     *,
     block_bytes: int = BLOCK_BYTES,
     threads: bool = False,
+    compile_code: bool = False,
     progress: Callable[[int], None] | None = None,
     on_end: Callable[[str | None], None] | None = None,
 ) -> Iterator[Header | Bases]:
@@ -73,6 +73,7 @@ def read_fasta(
         path: plain, gzip or bgzip FASTA.
         block_bytes: size of the reading buffer; changes speed and memory, never the result.
         threads: inflate compressed data in a thread of its own; changes speed, never the result.
+        compile_code: compile code for the parsing; changes speed, never the result.
         progress: called after every block with the bytes of the file consumed so far.
         on_end: called once at the end with the sha256 of a compressed file, None for a plain one.
 
@@ -82,7 +83,7 @@ def read_fasta(
     """
     with ByteStream(path, threads=threads) as stream:
         _check_head(path, stream.head)
-        parser = _Parser(path, block_bytes)
+        parser = _Parser(path, block_bytes, compile_code=compile_code)
         while filled := stream.readinto(parser.room):
             yield from parser.parse(filled)
             if progress is not None:
@@ -97,7 +98,7 @@ def _check_head(path: Path, head: bytes) -> None:
         raise FormatError(
             f"{path} is empty, expected FASTA; was the download or the disk complete?"
         )
-    text = head.lstrip(_WHITE)
+    text = head.lstrip(WHITE)
     blank = head[: len(head) - len(text)]
     if text and text[0] == _GREATER and blank and blank[-1] != _NEWLINE:
         raise FormatError(
@@ -117,12 +118,12 @@ def _check_head(path: Path, head: bytes) -> None:
 class _Parser:
     """Where in the file we are: before the first header, in a header or among bases."""
 
-    def __init__(self, path: Path, block_bytes: int) -> None:
+    def __init__(self, path: Path, block_bytes: int, *, compile_code: bool) -> None:
         self.path = path
-        self.buffer = bytearray(block_bytes)
-        self.room = memoryview(self.buffer)
+        self.buffer = bytearray(block_bytes + AHEAD)
+        self.room = memoryview(self.buffer)[:block_bytes]
         self.text = np.frombuffer(self.buffer, dtype=np.uint8)
-        self.encoder = BlockEncoder(block_bytes)
+        self.encoder = line_encoder(block_bytes, compile_code=compile_code)
         self.line = 1
         self.at_line_start = True
         self.in_header = False
@@ -223,35 +224,25 @@ class _Parser:
             self._check_blank(start, end)
             return None
         text = self.text[start:end]
-        count, lines = _strip_lines(text, self.encoder.letters)
         try:
-            encoded = self.encoder.encode(count)
-        except NotABaseError:  # or white space between regular lines, which the general way drops
-            count, lines = _strip_any(text, self.encoder.letters)
-            encoded = self._encode_or_refuse(text, count, self.header.name)
-        self.line += lines
-        self.bases += count
-        return Bases(*encoded) if count else None
-
-    def _encode_or_refuse(
-        self, text: Codes, count: int, contig: str
-    ) -> tuple[Codes, Codes, BaseCounts]:
-        try:
-            return self.encoder.encode(count)
+            encoded, lines = self.encoder.encode(text)
         except NotABaseError:
-            raise self._not_a_base(text.tobytes(), contig) from None
+            raise self._not_a_base(text.tobytes(), self.header.name) from None
+        self.line += lines
+        self.bases += encoded[0].size
+        return Bases(*encoded) if encoded[0].size else None
 
     def _check_blank(self, start: int, end: int) -> None:
         text = bytes(self.buffer[start:end])
-        if text.strip(_WHITE):
+        if text.strip(WHITE):
             raise FormatError(
                 f"{self.path}, line {self.line + _leading_lines(text)}: expected a FASTA header "
-                f"'>NAME', got {_shown(text.lstrip(_WHITE)[:1])}"
+                f"'>NAME', got {_shown(text.lstrip(WHITE)[:1])}"
             )
         self.line += text.count(b"\n")
 
     def _not_a_base(self, text: bytes, contig: str) -> FormatError:
-        allowed = {int(code) for code in np.flatnonzero(ASCII_TO_CODE != NO_BASE)} | set(_WHITE)
+        allowed = {int(code) for code in np.flatnonzero(ASCII_TO_CODE != NO_BASE)} | set(WHITE)
         at = next(index for index, byte in enumerate(text) if byte not in allowed)
         line = self.line + text.count(b"\n", 0, at)
         return FormatError(
@@ -260,55 +251,8 @@ class _Parser:
         )
 
 
-def _strip_lines(text: Codes, letters: Codes) -> tuple[int, int]:
-    """Copy `text` without white space into `letters`; returns the bases and the line ends in it.
-
-    The lines of a genome have one width: the middle of the block is a table whose last column holds
-    the line ends, and a copy of the other columns is many times faster than a search for them.
-    White space elsewhere comes through; the alphabet check finds it, and the caller asks again for
-    the general way.
-    """
-    period, first = _line_period(text)
-    if period == 0:
-        return _strip_any(text, letters)
-    rows = (text.size - first) // period
-    table = text[first : first + rows * period].reshape(rows, period)
-    width = period - 1
-    if table[:, width].tobytes() != b"\n" * rows:
-        return _strip_any(text, letters)
-    if table[0, width - 1] == _RETURN:
-        width -= 1
-        if table[:, width].tobytes() != b"\r" * rows:
-            return _strip_any(text, letters)
-    head, head_lines = _strip_any(text[:first], letters)
-    body = rows * width
-    line = f"V{width}"  # one item per line: numpy copies each with one memcpy
-    np.copyto(letters[head : head + body].view(line), table[:, :width].view(line)[:, 0])
-    tail, tail_lines = _strip_any(text[first + rows * period :], letters[head + body :])
-    return head + body + tail, head_lines + rows + tail_lines
-
-
-def _line_period(text: Codes) -> tuple[int, int]:
-    """Bytes per line with its end, and where the first whole line begins; (0, 0) when unclear."""
-    if text.size < _FEW:
-        return 0, 0
-    start = text[:_FEW].tobytes()
-    first = start.find(b"\n")
-    second = start.find(b"\n", first + 1)
-    if first < 0 or second - first < 3:
-        return 0, 0
-    return second - first, first + 1
-
-
-def _strip_any(text: Codes, letters: Codes) -> tuple[int, int]:
-    raw = text.tobytes()
-    found = np.frombuffer(raw.translate(None, _WHITE), dtype=np.uint8)
-    letters[: found.size] = found
-    return found.size, raw.count(b"\n")
-
-
 def _leading_lines(text: bytes) -> int:
-    return text[: len(text) - len(text.lstrip(_WHITE))].count(b"\n")
+    return text[: len(text) - len(text.lstrip(WHITE))].count(b"\n")
 
 
 def _shown(text: bytes) -> str:

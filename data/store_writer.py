@@ -84,7 +84,13 @@ def write_part(
     compile_code = path.stat().st_size >= WORTH_COMPILING
     file_digest: list[str | None] = []
     with _Behind(threads) as hashing, _Behind(threads) as writing:
-        items = read_fasta(path, threads=threads, progress=progress, on_end=file_digest.append)
+        items = read_fasta(
+            path,
+            threads=threads,
+            compile_code=compile_code,
+            progress=progress,
+            on_end=file_digest.append,
+        )
         for item in items:
             if isinstance(item, Header):
                 if item.name in drafts:

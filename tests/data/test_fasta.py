@@ -19,9 +19,25 @@ ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 
 
 def read(path, block_bytes=BLOCK_BYTES):
+    """What numpy reads of a file, and compiled code as well."""
+    ways = []
+    for compile_code in (False, True):
+        try:
+            ways.append(read_one_way(path, block_bytes, compile_code))
+        except DnassmError as error:
+            ways.append(error)
+    one, other = ways
+    if isinstance(one, DnassmError):
+        assert (type(one), str(one)) == (type(other), str(other))
+        raise one
+    assert one == other
+    return one
+
+
+def read_one_way(path, block_bytes, compile_code):
     """[(name, description, line, bases, upper, counts)] of a file."""
     records = []
-    for item in read_fasta(path, block_bytes=block_bytes):
+    for item in read_fasta(path, block_bytes=block_bytes, compile_code=compile_code):
         if isinstance(item, Header):
             records.append([item.name, item.description, item.line, "", b"", {}])
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import gzip
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -97,9 +98,9 @@ def _is_gzip(data: bytes) -> bool:
     return data[:2] == b"\x1f\x8b"
 
 
-def _fasta_records(path: Path, block: int) -> list[tuple[str, str, str]]:
+def _fasta_records(path: Path, block: int, compile_code: bool) -> list[tuple[str, str, str]]:
     records: list[list[str]] = []
-    for item in read_fasta(path, block_bytes=block):
+    for item in read_fasta(path, block_bytes=block, compile_code=compile_code):
         if isinstance(item, Header):
             records.append([item.name, item.description, ""])
         else:
@@ -113,7 +114,10 @@ def check_fasta(data: bytes) -> None:
     path = _file("x.fa", data)
     least = len(data) // 40  # a call per block is slow
     blocks = [max(block, least) for block in BLOCKS]
-    found = [outcome(lambda block=block: _fasta_records(path, block)) for block in blocks]
+    found = [
+        outcome(lambda way=way: _fasta_records(path, *way))
+        for way in itertools.product(blocks, (False, True))
+    ]
     assert all(answer == found[0] for answer in found)
     if _is_gzip(data):
         return
