@@ -79,6 +79,22 @@ def test_the_number_of_workers_changes_nothing(store):
     assert len(set(alone)) == 9
 
 
+@pytest.mark.parametrize("k", [1, 6, 8])
+def test_large_vocabularies_reach_the_loader_whole(store, k):
+    """With 8, 5,469 and 87,391 tokens workers hand them over in 1, 2 and 4 bytes each."""
+    sampler = SAMPLERS["uniform"](store, length=LENGTH)
+    dataset = WindowDataset(store, TOKENIZERS["kmer"](k=k, overlap=True), sampler, seed=3)
+    alone, two = (
+        list(make_loader(dataset, batch_size=4, batches=9, workers=workers)) for workers in (0, 2)
+    )
+    assert len(alone) == len(two) == 9
+    for one, other in zip(alone, two, strict=True):
+        assert other.tokens.dtype == torch.int64
+        assert torch.equal(one.tokens, other.tokens)
+    most = max(int(batch.tokens.max()) for batch in two)
+    assert most > {1: 0, 6: 255, 8: 2**15}[k]
+
+
 def test_a_loader_started_later_returns_the_batches_that_were_left(store):
     dataset = make(store)
     whole = digests(make_loader(dataset, batch_size=4, batches=12))
