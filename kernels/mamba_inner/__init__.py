@@ -16,12 +16,12 @@ from dnassm.errors import ShapeError
 from dnassm.kernels.backends import Backends
 from dnassm.kernels.mamba_inner import op
 from dnassm.kernels.mamba_inner.arguments import (
-    DEFAULT_KEEP,
     KEEP,
     STATES,
     Block,
     State,
     Walk,
+    default_keep,
 )
 from dnassm.kernels.mamba_inner.composed import composed
 from dnassm.kernels.mamba_inner.step import mamba_inner_step
@@ -90,8 +90,10 @@ def mamba_inner(
         exact: as in `selective_scan`.
         fused: False composes the public operators; the values and gradients are the same.
         keep: what the backward shall find instead of computing it again, of "xz" (the input
-            projection), "x_dbl" (step size of low rank, B and C) and "scan" (gated output and
-            marks). None: all on a CPU, all but "xz" elsewhere.
+            projection), "u" (output of the convolution), "x_dbl" (step size of low rank, B and C)
+            and "scan" (marks, and the gated output where the backward of the scan does not give
+            it again). None: all but "u" on a CPU; elsewhere "x_dbl" and "scan", of calls of up to
+            512 MiB of xz that too, and of up to 128 MiB of u all.
         backend: "auto" or a name that both operators have.
 
     Returns:
@@ -108,7 +110,7 @@ def mamba_inner(
     x, in_weight, out_weight, *cast = _autocast(x, in_weight, out_weight, *walks)
     _check_input(x, cu_seqlens)
     edges = None if cu_seqlens is None else cu_seqlens.to(torch.int32)
-    keep = DEFAULT_KEEP.get(x.device.type, DEFAULT_KEEP["cuda"]) if keep is None else tuple(keep)
+    keep = default_keep(x, out_weight.shape[-1]) if keep is None else tuple(keep)
     block = Block(x, in_weight, out_weight, tuple(cast), edges, exact, keep, backend)
     _check(block)
     if not fused:

@@ -9,14 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEEP = ("xz", "x_dbl", "scan")
+KEEP = ("xz", "u", "x_dbl", "scan")
 """What the forward may keep for the backward: what is not kept is computed again."""
 STATES = "states"
 """What is kept at least where there is a backward: the states between pieces."""
-DEFAULT_KEEP: dict[str, tuple[str, ...]] = {"cpu": KEEP, "cuda": ("x_dbl", "scan")}
-# Bytes of one (rows, T, E) tensor of a piece; about eight of them are alive at once. A cut costs
-# a GPU's scan a look at what its first chunks enter, and threads of a CPU a wait for each other.
-PIECE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+# Bytes of one (rows, T, E) tensor of a piece; about six of them are alive at once. A cut costs a
+# GPU's scan a look at what its first chunks enter, and threads of a CPU a wait for each other.
+PIECE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+# A call of more than this is cut in two at least: what lives for a moment is then half.
+WHOLE_BYTES = 128 << 20
+# Bytes of what a GPU keeps of a call without being asked.
+KEPT_BYTES = {"xz": 512 << 20, "u": 128 << 20}
+
+
+def default_keep(x: Tensor, inner: int) -> tuple[str, ...]:
+    """What is kept unless the caller says: on a GPU more of small calls than of large ones."""
+    if x.device.type == "cpu":
+        return ("xz", "x_dbl", "scan")
+    size = x.shape[0] * x.shape[1] * inner * x.element_size()
+    sizes = {"xz": 2 * size, "u": size}
+    small = [name for name, most in KEPT_BYTES.items() if sizes[name] <= most]
+    return (*small, "x_dbl", "scan")
 
 
 class Walk(NamedTuple):
@@ -118,10 +131,11 @@ class Block:
     def pieces(self) -> list[Piece]:
         """As many rows as fit, or a row cut in equal parts; packed sequences stay together."""
         batch, length, _ = self.x.shape
-        budget = PIECE_BYTES.get(self.x.device.type, PIECE_BYTES["cuda"])
         row = length * self.inner * self.x.element_size()
+        most = PIECE_BYTES.get(self.x.device.type, PIECE_BYTES["cuda"])
+        budget = min(most, max(batch * row // 2, WHOLE_BYTES))
         if row <= budget or self.cu_seqlens is not None:
-            rows = max(1, budget // row)
+            rows = -(-batch // -(-batch // max(1, budget // row)))  # groups of like size
             starts = range(0, batch, rows)
             return [Piece(first, min(first + rows, batch), 0, length) for first in starts]
         # A multiple of 128: as many steps lie between two marks of a scan.
@@ -154,6 +168,8 @@ class Block:
             if "scan" in self.keep:
                 yield Key("y", -1, number)
             for index, walk in enumerate(self.walks):
+                if "u" in self.keep:
+                    yield Key("u", index, number)
                 if "x_dbl" in self.keep:
                     yield Key("x_dbl", index, number)
                 if "scan" in self.keep:

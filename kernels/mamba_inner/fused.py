@@ -6,6 +6,8 @@ else lives as long as the piece (README, section 2).
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from dnassm.kernels.mamba_inner.arguments import (
     inner_dtype,
     splits,
 )
-from dnassm.kernels.selective_scan.arguments import Scan
+from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
 
 PRIORITY = 10
@@ -46,37 +48,21 @@ class States(NamedTuple):
 # One piece, forward
 
 
-class _Middle(NamedTuple):
-    """What lies between the input projection and the gate."""
-
-    conv: Conv
-    scan: Scan
-    x_dbl: Tensor
-    conv_state: Tensor
-
-
-def _middle(
-    block: Block, walk: Walk, xz: Tensor, start: States, x_dbl: Tensor | None = None
-) -> _Middle:
-    """Convolve and project; the halves of xz (rows, T, 2E) are read where they lie."""
-    before, z = xz.chunk(2, dim=2)
-    conv = Conv(
-        x=before,
+def _conv(block: Block, walk: Walk, xz: Tensor, state: Tensor | None) -> Conv:
+    """The halves of xz (rows, T, 2E) are read where they lie."""
+    return Conv(
+        x=xz.chunk(2, dim=2)[0],
         weight=walk.conv_weight,
         bias=walk.conv_bias,
-        initial_state=start.conv,
+        initial_state=state,
         cu_seqlens=block.cu_seqlens,
         silu=True,
         reverse=walk.reverse,
     )
-    u, conv_state = CONV.choose(block.backend, conv).forward(conv)
-    if x_dbl is None:
-        x_dbl = F.linear(u, walk.x_weight)
-    return _Middle(conv, _scan(block, walk, u, z, x_dbl, start.ssm), x_dbl, conv_state)
 
 
 def _scan(
-    block: Block, walk: Walk, u: Tensor, z: Tensor, x_dbl: Tensor, state: Tensor | None
+    block: Block, walk: Walk, u: Tensor, xz: Tensor, x_dbl: Tensor, state: Tensor | None
 ) -> Scan:
     low, B, C = x_dbl.split(splits(walk), dim=2)
     return Scan(
@@ -86,7 +72,7 @@ def _scan(
         B=B.unsqueeze(2),
         C=C.unsqueeze(2),
         D=walk.D,
-        z=z,
+        z=xz.chunk(2, dim=2)[1],
         dt_bias=walk.dt_bias,
         initial_state=state,
         cu_seqlens=block.cu_seqlens,
@@ -96,10 +82,9 @@ def _scan(
     )
 
 
-def _scanned(block: Block, scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
-    """Gated output, final state and marks."""
-    found: tuple[Tensor, Tensor, Tensor] = SCAN.choose(block.backend, scan).forward(scan)
-    return found
+def _gives_output(block: Block, scan: Scan) -> bool:
+    """Whether the backward of this scan gives y once more, so that nobody has to keep it."""
+    return hasattr(SCAN.choose(block.backend, scan), "backward_and_output")
 
 
 def _rows(block: Block, states: States, piece: Piece) -> States:
@@ -121,6 +106,7 @@ class Forward:
         """Of the convolution and of the scan of each walk, one after the other."""
         self._xz: dict[int, Tensor] = {}
         self._gated: dict[int, Tensor] = {}
+        self._keeps_output = False
 
     def run(self) -> None:
         """Let one walk after the other go over the pieces, and project what the last leaves."""
@@ -159,20 +145,23 @@ class Forward:
         self._keep("conv", index, number, start.conv)
         self._keep("ssm", index, number, start.ssm)
         xz = self._projected(number, piece, last=index == len(block.walks) - 1)
-        middle = _middle(block, walk, xz, start)
-        y, ssm_state, marks = _scanned(block, middle.scan)
-        self._keep("x_dbl", index, number, middle.x_dbl)
-        self._keep("marks", index, number, marks)
+        conv = _conv(block, walk, xz, start.conv)
+        u, conv_state = CONV.choose(block.backend, conv).forward(conv)
+        x_dbl = F.linear(u, walk.x_weight)
+        scan = _scan(block, walk, u, xz, x_dbl, start.ssm)
+        y, ssm_state, marks = SCAN.choose(block.backend, scan).forward(scan)
+        for name, tensor in (("u", u), ("x_dbl", x_dbl), ("marks", marks)):
+            self._keep(name, index, number, tensor)
+        self._keeps_output |= not _gives_output(block, scan)
         before = self._gated.get(number)
         self._gated[number] = y if before is None else before.add_(y)
-        conv_state = middle.conv_state
         if not block.last(piece, reverse=walk.reverse):  # exact, and its gradient is not rounded
             conv_state = conv_state.to(inner_dtype(conv_state))
         return States(conv_state, ssm_state)
 
     def _project(self, number: int, piece: Piece) -> None:
         gated = self._gated.pop(number)
-        self._keep("y", -1, number, gated)
+        self._keep("y", -1, number, gated if self._keeps_output else gated.new_empty(0))
         torch.mm(_flat(gated), self.block.out_weight.t(), out=_flat(piece.of(self.y)))
 
 
@@ -202,17 +191,25 @@ def empty_kept(block: Block) -> list[Tensor]:
 
 def _empty(block: Block, name: str, index: int, piece: Piece) -> Tensor:
     walk, x = block.walks[max(index, 0)], piece.of(block.x)
-    widths = {"xz": 2 * block.inner, "y": block.inner, "x_dbl": sum(splits(walk))}
+    widths = {"xz": 2 * block.inner, "u": block.inner, "x_dbl": sum(splits(walk))}
     if name in widths:
         return x.new_empty(*x.shape[:2], widths[name])
     if name == "marks":
-        xz, y, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths.values())
-        scan = _scan(block, walk, y, xz.chunk(2, dim=2)[1], x_dbl, None)
+        scan = _empty_scan(block, walk, x)
         return x.new_empty(SCAN.choose(block.backend, scan).marks_shape(scan), dtype=scan.inner)
+    if name == "y":
+        again = all(_gives_output(block, _empty_scan(block, walk, x)) for walk in block.walks)
+        return x.new_empty(0) if again else x.new_empty(*x.shape[:2], block.inner)
     conv, ssm = block.state_shapes(walk)  # of a part of one row
     if name == "ssm":
         return walk.A.new_empty(1, *ssm[1:])
     return x.new_empty(1, *conv[1:], dtype=inner_dtype(x))
+
+
+def _empty_scan(block: Block, walk: Walk, x: Tensor) -> Scan:
+    widths = (block.inner, 2 * block.inner, sum(splits(walk)))
+    u, xz, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths)
+    return _scan(block, walk, u, xz, x_dbl, None)
 
 
 # One piece, backward
@@ -224,9 +221,13 @@ class Backward:
     def __init__(self, block: Block, kept: Kept, dy: Tensor, dstates: list[Tensor]) -> None:
         self.block, self.kept, self.dy = block, kept, dy
         self.dstates = [States(*pair) for pair in zip(dstates[::2], dstates[1::2], strict=True)]
-        self.dx = torch.empty_like(block.x, memory_format=torch.contiguous_format)
         self.sums = Sums()
         self._held: dict[tuple[str, int], Tensor] = {}
+
+    @functools.cached_property
+    def dx(self) -> Tensor:
+        """Allocated when the first piece needs it: by then it has let go of most."""
+        return torch.empty_like(self.block.x, memory_format=torch.contiguous_format)
 
     def run(self) -> None:
         """Fill `dx` and `sums`."""
@@ -250,18 +251,24 @@ class Backward:
         if block.first(piece, reverse=walk.reverse):
             start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
         xz = self._projected(number, piece, last=index == 0)
-        middle = _middle(block, walk, xz, start, self.kept.get(Key("x_dbl", index, number)))
-        du, dz, dssm = self._scan(index, number, piece, middle, after.ssm)
-        conv, dconv = middle.conv, after.conv
-        del middle, xz
+        conv, dconv = _conv(block, walk, xz, start.conv), after.conv
+        u, x_dbl = (self.kept.get(Key(name, index, number)) for name in ("u", "x_dbl"))
+        if u is None:
+            u, _ = CONV.choose(block.backend, conv).forward(conv)
+        if x_dbl is None:
+            x_dbl = F.linear(u, walk.x_weight)
+        scan = _scan(block, walk, u, xz, x_dbl, start.ssm)
+        found: Any = self._scan(index, number, piece, scan, after.ssm)
+        du, dz, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
+        del u, x_dbl, scan, found, xz
         if dconv is None:
             dconv = du.new_zeros(conv.state_shape)
-        found = CONV.choose(block.backend, conv).backward(conv, du.view(conv.x.shape), dconv)
+        before = CONV.choose(block.backend, conv).backward(conv, du.view(conv.x.shape), dconv)
         del du
-        self.sums.add(index, "conv_weight", found.weight)
-        self.sums.add(index, "conv_bias", found.bias)
-        self._project(number, piece, (found.x, dz), last=index == 0)
-        return States(found.initial_state, dssm)
+        self.sums.add(index, "conv_weight", before.weight)
+        self.sums.add(index, "conv_bias", before.bias)
+        self._project(number, piece, (before.x, dz), last=index == 0)
+        return States(before.initial_state, dssm)
 
     def _projected(self, number: int, piece: Piece, *, last: bool) -> Tensor:
         kept = self.kept.get(Key("xz", -1, number))
@@ -281,36 +288,42 @@ class Backward:
         return tensor
 
     def _scan(
-        self, index: int, number: int, piece: Piece, middle: _Middle, dfinal: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Through output projection, scan and the projections into it: du (flat), dz, dstate."""
-        block, walk, scan = self.block, self.block.walks[index], middle.scan
-        dy = _flat(piece.of(self.dy))
-        marks = self._out_weight(index, number, scan, dy)
-        dgated = self._once("dgated", number, lambda: dy @ block.out_weight, last=index == 0)
+        self, index: int, number: int, piece: Piece, scan: Scan, dfinal: Tensor | None
+    ) -> Gradients:
+        """Through output projection and scan; what no other walk needs is written over."""
+        block, last, dy = self.block, index == 0, _flat(piece.of(self.dy))
+        backend: Any = SCAN.choose(block.backend, scan)
+        marks = self.kept.get(Key("marks", index, number))
+        y = self.kept.get(Key("y", -1, number))
+        if marks is None:
+            y, _, marks = backend.forward(scan)
+        again = y is not None and y.numel() == 0
+        # What was kept is the sum over the walks: it counts once.
+        if y is not None and not again and ("scan" not in block.keep or last):
+            self.sums.add(-1, "out_weight", dy.t() @ _flat(y))
+        del y
+        dgated = self._once("dgated", number, lambda: dy @ block.out_weight, last=last)
         if dfinal is None:
-            dfinal = walk.A.new_zeros(scan.state_shape)
-        found: Any = SCAN.choose(block.backend, scan).backward(
-            scan, marks, dgated.view(scan.x.shape), dfinal
-        )
-        del dgated, marks
+            dfinal = scan.A.new_zeros(scan.state_shape)
+        shared = () if not last else ("dy",) if "xz" in block.keep else ("dy", "z")
+        scan = dataclasses.replace(scan, overwrite=("dt", *shared))
+        backward = backend.backward_and_output if again else backend.backward
+        result = backward(scan, marks, dgated.view(scan.x.shape), dfinal)
+        found: Gradients = result[0] if again else result
+        if again:
+            self.sums.add(-1, "out_weight", dy.t() @ _flat(result[1]))
+        return found
+
+    def _maps(self, index: int, u: Tensor, x_dbl: Tensor, found: Gradients) -> Tensor:
+        """Through the projections into the scan: the gradient of u, flat."""
+        walk = self.block.walks[index]
         for name in ("A", "D", "dt_bias"):
             self.sums.add(index, name, getattr(found, name))
-        low, ddt = _flat(middle.x_dbl)[:, : splits(walk)[0]], _flat(found.dt)
+        low, ddt = _flat(x_dbl)[:, : splits(walk)[0]], _flat(found.dt)
         self.sums.add(index, "dt_weight", ddt.t() @ low)
         dx_dbl = torch.cat([ddt @ walk.dt_weight, _flat(found.B), _flat(found.C)], 1)
-        self.sums.add(index, "x_weight", dx_dbl.t() @ _flat(scan.x))
-        return _flat(found.x).addmm_(dx_dbl, walk.x_weight), found.z, found.initial_state
-
-    def _out_weight(self, index: int, number: int, scan: Scan, dy: Tensor) -> Tensor:
-        """Add to the gradient of the output projection; return the marks of the scan."""
-        marks = self.kept.get(Key("marks", index, number))
-        if marks is None:
-            y, _, marks = _scanned(self.block, scan)
-            self.sums.add(-1, "out_weight", dy.t() @ _flat(y))
-        elif index == 0:  # what was kept is the sum over the walks
-            self.sums.add(-1, "out_weight", dy.t() @ _flat(self.kept[Key("y", -1, number)]))
-        return marks
+        self.sums.add(index, "x_weight", dx_dbl.t() @ _flat(u))
+        return _flat(found.x).addmm_(dx_dbl, walk.x_weight)
 
     def _project(
         self, number: int, piece: Piece, halves: tuple[Tensor, Tensor], *, last: bool

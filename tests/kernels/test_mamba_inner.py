@@ -15,6 +15,7 @@ from dnassm.kernels.laws import Probe, errors, laws
 from dnassm.kernels.mamba_inner import Walk, arguments, checks, mamba_inner, op
 from dnassm.kernels.mamba_inner.arguments import KEEP, STATES, TENSORS
 from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
+from dnassm.kernels.selective_scan import portable
 
 BOTH = (False, True)
 CASES = {
@@ -119,6 +120,59 @@ def test_every_backend_serves_both_operators(backend):
         pytest.skip(str(error))
     got, _ = outcome(inputs, weights, backend=backend)
     assert furthest(got, want)[0] <= ROUNDING[torch.float32], furthest(got, want)
+
+
+@pytest.fixture
+def thrifty(monkeypatch):
+    """The portable scan as `cuda` is: its backward gives y again, and writes where it may.
+
+    Returns what each backward was allowed to write over.
+    """
+    backward, allowed = portable.backward, []
+
+    def over_inputs(scan, marks, dy, dfinal):
+        allowed.append(scan.overwrite)
+        found = backward(scan, marks, dy, dfinal)
+        pairs = {"dt": (scan.dt, found.dt), "z": (scan.z, found.z), "dy": (dy, found.x)}
+        over = {
+            name: source.copy_(gradient) if name in scan.overwrite else gradient
+            for name, (source, gradient) in pairs.items()
+        }
+        return found._replace(dt=over["dt"], z=over["z"], x=over["dy"])
+
+    def and_output(scan, marks, dy, dfinal):
+        y, _, _ = portable.forward(scan)
+        return over_inputs(scan, marks, dy, dfinal), y
+
+    monkeypatch.setattr(portable, "backward", over_inputs)
+    monkeypatch.setattr(portable, "backward_and_output", and_output, raising=False)
+    return allowed
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("keep", [(), ("scan",), ("xz", "scan"), ("u",), KEEP], ids=" ".join)
+@pytest.mark.parametrize("name", ["plain", "reverse", "both directions", "packed"])
+def test_a_scan_that_writes_over_its_inputs_changes_nothing(
+    name, keep, parts, thrifty, monkeypatch
+):
+    case = CASES[name] if parts == 1 or CASES[name].packed else cut(monkeypatch, CASES[name], parts)
+    inputs = case.inputs(torch.float64)
+    want, weights = outcome(inputs, fused=False, backend="reference", **case.options)
+    got, _ = outcome(inputs, weights, keep=keep, backend="portable", **case.options)
+    assert furthest(got, want)[0] <= ROUNDING[torch.float64], furthest(got, want)
+    last = ("dt", "dy") if "xz" in keep else ("dt", "dy", "z")
+    assert set(thrifty) == ({("dt",), last} if len(case.reverse) == 2 else {last})
+    kept = {name: t.clone() for name, t in inputs.named().items()}
+    outcome(inputs, weights, keep=keep, backend="portable", **case.options)
+    assert all(torch.equal(t, kept[name]) for name, t in inputs.named().items())
+
+
+def test_a_graph_that_is_kept_can_be_walked_twice(thrifty):
+    inputs = CASES["both directions"].inputs(torch.float64)
+    x = inputs.x.clone().requires_grad_()
+    y = inputs.replaced({"x": x}).run(backend="portable", keep=KEEP)[0]
+    first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -226,9 +280,44 @@ def test_the_backward_holds_what_is_kept_and_nothing_else():
     inner = 256 * 64 * 4
     assert bytes_kept(()) == 0
     assert bytes_kept(("xz",)) == 2 * inner
+    assert bytes_kept(("u",)) == inner
     assert bytes_kept(("x_dbl",)) == 256 * (2 + 2 * 4) * 4
     assert inner < bytes_kept(("scan",), backend="cpu") <= 1.5 * inner + 4096
     assert bytes_kept((), fused=False) > 4 * inner
+
+
+def test_the_output_of_a_scan_that_gives_it_again_is_not_kept(thrifty):
+    inner = 256 * 64 * 4
+    assert bytes_kept(("scan",), backend="portable") <= 0.5 * inner
+
+
+def test_what_is_kept_follows_the_size_of_the_call():
+    def keep(batch: int, length: int, width: int) -> tuple[str, ...]:
+        x = torch.empty(batch, length, width, dtype=torch.bfloat16, device="meta")
+        return arguments.default_keep(x, 2 * width)
+
+    assert keep(1, 1 << 17, 256) == ("xz", "u", "x_dbl", "scan")
+    assert keep(8, 1 << 13, 768) == ("xz", "x_dbl", "scan")
+    assert keep(1, 1 << 20, 256) == ("x_dbl", "scan")
+
+
+@pytest.mark.parametrize(
+    ("shape", "pieces"),
+    [
+        ((1, 1 << 17, 256), 1),
+        ((8, 1 << 13, 768), 2),
+        ((1, 1 << 20, 256), 2),
+        ((1, 1 << 22, 256), 8),
+    ],
+    ids=str,
+)
+def test_pieces_follow_the_size_of_the_call(shape, pieces):
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    out = torch.empty(shape[2], 2 * shape[2], dtype=torch.bfloat16, device="meta")
+    found = arguments.Block(x, out, out, (), None, False, (), "auto").pieces()
+    assert len(found) == pieces
+    sizes = {(p.row_end - p.row) * (p.end - p.begin) for p in found}
+    assert sizes == {shape[0] * shape[1] // pieces}
 
 
 def test_without_gradients_nothing_is_kept(monkeypatch):
@@ -458,7 +547,7 @@ def test_bad_edges_of_sequences_are_named(message, edges):
 
 def test_an_option_that_does_not_exist_is_named_with_those_that_do():
     inputs = Case().inputs(torch.float32)
-    with pytest.raises(ShapeError, match="keep has no 'y'; have xz, x_dbl, scan"):
+    with pytest.raises(ShapeError, match="keep has no 'y'; have xz, u, x_dbl, scan"):
         inputs.run(keep=("y",))
     with pytest.raises(ShapeError, match="at least one walk"):
         mamba_inner(inputs.x, inputs.in_weight, inputs.out_weight)
