@@ -137,7 +137,7 @@ def compiled(kind: str) -> dict[str, list[str]]:
         )
     )
     found: dict[str, list[str]] = {}
-    for name in ("walk", "fold", "forward", "into", "out"):
+    for name in ("steps", "walk", "fold", "forward", "pairs", "into", "out", "ddt"):
         kernel = getattr(triton._kernels(), f"{name}_kernel")
         kernel.run = recorder(name, kernel.run, found)
     case = Case(batch=1, length=2048, heads=2, width=16, states=16, gated=False)
@@ -203,7 +203,7 @@ def test_a_row_alone_is_bit_by_bit_the_row_in_its_batch(interpreted):
 )
 def test_every_kernel_compiles_without_a_gpu(tmp_path, kind, binary):
     found = script(kind, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    assert len(found) == 5
+    assert len(found) == 8
     assert all(binary in results for results in found.values())
 
 

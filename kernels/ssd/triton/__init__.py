@@ -28,20 +28,21 @@ _WIDTH = 64
 _TILE = 8192
 """Most numbers of state of a program: 64 in each thread of 4 warps."""
 _MOST_STATES = 512
-_SEGMENT = (256, 1024, 2048)
+_SEGMENT = (256, 1024, 4096)
 """Positions of a segment: the fewest, as many as a row of some thousand has, the most."""
-_SEGMENTS = 512
+_SEGMENTS = 256
 """Segments of a row before they become longer; they are folded one after the other."""
 _KEPT = 512 << 20
 """Bytes for what enters and leaves the chunks in the backward; L is walked in slabs of this."""
-_FOLD = 512
+_FOLD = 128
 """Numbers of state that a program folds."""
 _WARPS = {
     # A product of bfloat16 has 64 rows, 16 to a warp: more warps than four would do it twice.
-    "bfloat16": {"walk_kernel": 4, "forward_kernel": 4, "into_kernel": 4, "out_kernel": 4},
-    "exact": {"walk_kernel": 4, "forward_kernel": 8, "into_kernel": 8, "out_kernel": 8},
+    "bfloat16": {"steps_kernel": 1, "ddt_kernel": 1},
+    "exact": {"steps_kernel": 1, "ddt_kernel": 1, "walk_kernel": 4},
 }
-_STAGES = {"walk_kernel": 2, "forward_kernel": 2, "into_kernel": 1, "out_kernel": 1}
+_OTHER_WARPS = {"bfloat16": 4, "exact": 8}
+_STAGES = 2
 
 
 def supports(call: Ssd) -> str | None:
@@ -110,6 +111,7 @@ def marks_shape(call: Ssd) -> tuple[int, ...]:
 def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `ssd`; shapes as there."""
     run = _Run(call)
+    run.measure_steps()
     marks, initial = run.new(*marks_shape(call)), call.initial_state
     edge = None if initial is None else initial.float().contiguous()
     run.enter(marks, edge, adjoint=False)
@@ -123,16 +125,14 @@ def backward(
 ) -> Gradients:
     """Gradients of `forward` (README, section 3 and "triton")."""
     run = _Run(call, dy)
+    run.measure_steps()
     adjoints = torch.empty_like(marks)
     run.enter(adjoints, dfinal.float().contiguous(), adjoint=True)
-    dx, ddt, dB, dC = (_like(tensor) for tensor in (call.x, call.dt, call.B, call.C))
-    dz = None if call.z is None else _like(call.z)
+    dx, dB, dC = into or (_like(tensor) for tensor in (call.x, call.B, call.C))
+    ddt, dz = _like(call.dt), None if call.z is None else _like(call.z)
     dinitial = run.new(*call.state_shape)
-    along = (dx, ddt, dx if dz is None else dz, dB, dC)
-    dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, along)
-    if call.D is not None and call.D.dim() == 1:
-        dD = dD.sum(1)
-    found = Gradients(
+    dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, (dx, dB, dC, ddt, dz))
+    return Gradients(
         x=dx,
         dt=ddt,
         A=dA.to(call.A.dtype),
@@ -143,7 +143,6 @@ def backward(
         dt_bias=_as(call.dt_bias, dbias),
         initial_state=_as(call.initial_state, dinitial),
     )
-    return found if into is None else into.filled(found)
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -156,36 +155,47 @@ def _as(given: Tensor | None, gradient: Tensor) -> Tensor | None:
 
 
 def _slabs(
-    run: _Run, marks: tuple[Tensor, Tensor], dinitial: Tensor, along: tuple[Tensor, ...]
+    run: _Run,
+    marks: tuple[Tensor, Tensor],
+    dinitial: Tensor,
+    along: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fill the gradients `along` time, as many segments at a time as fit; dA, dbias and dD."""
     plan, call = run.plan, run.call
-    dx, ddt, dz, dB, dC = along
+    dx, dB, dC, ddt, dz = along
     _, _, heads, channels = call.x.shape
+    groups = call.B.shape[2]
     dtype = torch.float32 if plan.exact else torch.bfloat16
     segments, state = len(marks[0]), marks[0][0].numel()
     at_once = max(1, _KEPT // (2 * plan.chunks * state * dtype.itemsize))
     slots = min(segments, at_once) * plan.chunks
-    kept = torch.empty((2, slots, *marks[0].shape[1:]), dtype=dtype, device=call.x.device)
+    kept = tuple(call.x.new_empty((slots, *marks[0].shape[1:]), dtype=dtype) for _ in range(2))
+    pairs = call.x.new_empty((slots, groups, plan.steps, plan.steps), dtype=dtype)
+    vectors = tuple(run.new(slots, run.units, plan.steps) for _ in range(5))
+    through = run.new(slots, run.units)
+    by_channel = call.D is not None and call.D.dim() == 2
     # What every chunk adds to dA, dbias and dD; an empty chunk leaves it as it is.
-    added = [run.new(slots, heads), run.new(slots, heads), run.new(slots, heads, channels)]
-    total = [torch.zeros_like(part[0], dtype=torch.float64) for part in added]
-    steps = run.new(2, slots, run.units, plan.steps)
+    added = run.new(slots, 3, heads).zero_()
+    of_channels = run.new(slots if by_channel else 1, heads, channels).zero_()
+    totals = [torch.zeros_like(part[0], dtype=torch.float64) for part in (added, of_channels)]
+    strides = tuple(tensor.stride() for tensor in (dx, dB, dC))
     for first in range(0, segments, at_once):
         count = min(at_once, segments - first)
-        now = slice(0, count * plan.chunks)
-        for part in added:
-            part.zero_()
         for adjoint in (False, True):
-            start = (marks[adjoint], dinitial, kept[int(adjoint)], dinitial, first)
+            start = (marks[adjoint], through, kept, through, dinitial, first)
             run.launch("walk_kernel", run.units * count, *start, ADJOINT=adjoint, KEEP=True)
-        programs, states = count * plan.chunks * call.B.shape[2], (kept[0], kept[1])
-        run.launch("into_kernel", programs, states, (dx, dB, added[2], *steps), first)
-        run.launch("out_kernel", programs, states, (dz, dC, ddt, *added[:2], *steps), first)
-        for part, sums in zip(added, total, strict=True):
-            sums += part[now].sum(0, dtype=torch.float64)
-    dA, dbias, dD = total
-    return dA, dbias, dD
+        programs = count * plan.chunks * groups
+        of_pairs = (pairs, vectors, of_channels, first)
+        run.launch("pairs_kernel", programs, *of_pairs, BY_CHANNEL=by_channel)
+        run.launch("into_kernel", programs, kept, pairs, vectors, dx, dB, strides, first)
+        to_z = dx if dz is None else dz
+        run.launch("out_kernel", programs, kept, pairs, vectors, to_z, dC, strides, first)
+        programs = count * plan.chunks * heads
+        run.launch("ddt_kernel", programs, vectors, through, ddt, added, first)
+        for part, sums in zip((added, of_channels), totals, strict=True):
+            sums += part[: count * plan.chunks].sum(0, dtype=torch.float64)
+    dA, dbias, skip = totals[0]
+    return dA, dbias, totals[1] if by_channel else skip
 
 
 class _Run:
@@ -212,6 +222,9 @@ class _Run:
         self.wide = largest * max(strides) >= 1 << 30
         cuda = x.device.type != "xpu" and torch.version.hip is None
         self.precision = "" if not self.plan.exact else "tf32x3" if cuda else "ieee"
+        slots = x.shape[0] * self.plan.segments * self.plan.chunks
+        vectors = [self.new(slots, heads, self.plan.steps) for _ in range(4)]
+        totals = torch.empty((slots, heads), dtype=torch.float64, device=x.device)
         self._common = (
             inputs,
             tuple(tensor.stride() for tensor in inputs),
@@ -222,7 +235,13 @@ class _Run:
             self.plan.segments,
             self.plan.chunks,
             (float(call.dt_min), float(call.dt_max)),
+            (*vectors, totals),
         )
+
+    def measure_steps(self) -> None:
+        """Fill what all other kernels read of the step sizes; before any of them."""
+        slots, heads, _ = self._common[-1][0].shape
+        self.launch("steps_kernel", slots * heads)
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.call.x.device)
@@ -244,8 +263,9 @@ class _Run:
             marks.zero_() if edge is None else marks.copy_(edge)
             return
         sums = self.new(len(marks), self.shape[0])
+        start = (marks, sums, (marks, marks), marks, marks, 0)
         flags = {"ADJOINT": adjoint, "KEEP": False}
-        self.launch("walk_kernel", self.units * len(marks), marks, sums, marks, marks, 0, **flags)
+        self.launch("walk_kernel", self.units * len(marks), *start, **flags)
         blocks = -(-self.shape[1] * self.shape[2] // _FOLD)
         with self._device():
             _kernels().fold_kernel[(self.call.sequences * self.shape[0] * blocks,)](
@@ -259,13 +279,14 @@ class _Run:
                 PACKED=self.packed,
                 GIVEN=edge is not None,
                 ADJOINT=adjoint,
-                num_warps=4,
+                num_warps=1,
                 enable_fp_fusion=True,
             )
 
     def launch(self, name: str, programs: int, *arguments: Any, **flags: bool) -> None:
         """Run a kernel."""
         plan, call = self.plan, self.call
+        kind = _kind(exact=plan.exact)
         with self._device():
             getattr(_kernels(), name)[(programs,)](
                 *self._common,
@@ -280,8 +301,8 @@ class _Run:
                 GATED=call.z is not None,
                 WIDE=self.wide,
                 **flags,
-                num_warps=_WARPS[_kind(exact=plan.exact)][name],
-                num_stages=_STAGES[name],
+                num_warps=_WARPS[kind].get(name, _OTHER_WARPS[kind]),
+                num_stages=_STAGES,
                 enable_fp_fusion=True,  # in words, since triton changes what it takes for granted
             )
 
