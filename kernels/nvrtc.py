@@ -1,9 +1,10 @@
 """CUDA C++ compiled at first use: no compiler at install, a cache on disk, one call to launch.
 
-NVRTC, the compiler as a library, comes with the CUDA build of torch; cuda-core drives it. A kernel
-is compiled once for a source, its macros, the NVRTC version and the architecture, kept under
-``$DNASSM_CACHE_DIR`` (else ``$XDG_CACHE_HOME/dnassm``, else ``~/.cache/dnassm``), and loaded once
-per process. A cache that cannot be written costs a compile per process and nothing else.
+NVRTC, the compiler as a library, comes with the CUDA build of torch; cuda-core drives it, imported
+where something is compiled. A kernel is compiled once for a source, its macros, the release of
+torch (which pins that of NVRTC) and the architecture, kept under ``$DNASSM_CACHE_DIR`` (else
+``$XDG_CACHE_HOME/dnassm``, else ``~/.cache/dnassm``), and loaded once per process. A cache that
+cannot be written costs a compile per process and nothing else.
 
 Sources include no header: NVRTC then needs no CUDA toolkit, and compiles in less than a second.
 """
@@ -13,7 +14,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
+import importlib
 import importlib.util
+import json
 import logging
 import os
 import struct
@@ -25,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnassm.errors import BackendError
+from dnassm.artifact import staged_file
+from dnassm.errors import ArtifactError, BackendError
 
 log = logging.getLogger("dnassm.kernels")
 
@@ -65,67 +70,108 @@ def _installed(package: str) -> bool:
 def compile_source(source: str, macros: Macros, arch: str, *, cached: bool = True) -> bytes:
     """Compile CUDA C++ to a cubin for `arch` ("sm_90"), or to PTX ("compute_90"); needs no GPU.
 
+    A GPU newer than NVRTC gets PTX for the newest that NVRTC knows.
+
     Raises:
         BackendError: NVRTC refuses the source; the message holds its log.
     """
+    entry = _entry(source, macros, arch) if cached else None
+    if entry is not None:
+        with contextlib.suppress(OSError):
+            return entry.read_bytes()
+    return _compiled(source, macros, arch, entry)
+
+
+def _compiled(source: str, macros: Macros, arch: str, entry: Path | None) -> bytes:
+    """Compile now, and keep the code as `entry`."""
     from cuda.core import Program, ProgramOptions
 
+    arch = _known(arch)
     options = ProgramOptions(
         arch=arch,
         std="c++17",
         define_macro=[(name, str(value)) for name, value in macros.items()],
     )
     target = "cubin" if arch.startswith("sm_") else "ptx"
-    store = _store() if cached else None
     try:
-        program = Program(source, "c++", options)
-        return bytes(program.compile(target, cache=store).code)
-    except OSError as error:
-        log.warning("kernels are compiled again in every process: %s", str(error))
-        return compile_source(source, macros, arch, cached=False)
+        code = bytes(Program(source, "c++", options).compile(target).code)
     except Exception as error:
         raise BackendError(f"NVRTC cannot compile for {arch}: {error}") from error
+    if entry is not None:
+        _keep(entry, code)
+    return code
+
+
+def _known(arch: str) -> str:
+    """`arch`, or for one newer than NVRTC the newest that it knows."""
+    from cuda.bindings import nvrtc
+
+    newest = max(nvrtc.nvrtcGetSupportedArchs()[1])
+    return arch if int(arch.rpartition("_")[2]) <= newest else f"compute_{newest}"
+
+
+# The cache
 
 
 @functools.cache
-def _store() -> Any | None:
-    """The cache on disk, or None where none can be made."""
-    from cuda.core.utils import FileStreamProgramCache
-
+def _folder() -> Path | None:
+    """Where compiled code is kept, or None where nothing can be."""
     base = os.environ.get("DNASSM_CACHE_DIR")
     if base is None:
         user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         base = f"{user_cache}/dnassm"
     folder = Path(base).expanduser() / "kernels"
     try:
-        return FileStreamProgramCache(folder, max_size_bytes=_LARGEST_CACHE)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         log.warning(
             "kernels are compiled in every process, %s cannot be written: %s", folder, error
         )
         return None
+    return folder
 
 
-def _architecture(device: torch.device) -> str:
-    """What to compile for: the GPU itself, or for one newer than NVRTC the newest that it knows."""
-    from cuda.bindings import nvrtc
+def _entry(source: str, macros: Macros, arch: str) -> Path | None:
+    """The file of what `compile_source` makes of this, whether it is there or not."""
+    folder = _folder()
+    if folder is None:
+        return None
+    of_torch = [torch.__version__, torch.version.cuda]
+    said = json.dumps([source, sorted(macros.items()), arch, of_torch])
+    return folder / f"{hashlib.sha256(said.encode()).hexdigest()}.code"
 
-    major, minor = torch.cuda.get_device_capability(device)
-    _, known = nvrtc.nvrtcGetSupportedArchs()
-    own = major * 10 + minor
-    return f"sm_{own}" if own <= max(known) else f"compute_{max(known)}"
+
+def _keep(entry: Path, code: bytes) -> None:
+    """Write `code`; the oldest entries make room for it."""
+    try:
+        with staged_file(entry) as staging:
+            staging.write_bytes(code)
+        left = _LARGEST_CACHE
+        for path in sorted(entry.parent.glob("*.code"), key=_age):
+            left -= path.stat().st_size
+            if left < 0:
+                path.unlink()
+    except (OSError, ArtifactError) as error:
+        log.warning("kernels are compiled again in every process: %s", str(error))
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+# Launches
 
 
 class Kernel:
     """One compiled function on one device."""
 
     def __init__(self, handle: Any, device: torch.device) -> None:
+        self._driver = importlib.import_module("cuda.bindings.driver")
         self._handle = handle
-        self._device = device
+        self._index: int = device.index
         self._shared = 48 << 10
         self._launching = threading.Lock()
-        self._values: Any = (ctypes.c_int64 * 0)()
-        self._addresses: Any = None
+        self._parameters: dict[tuple[type, ...], _Parameters] = {}
 
     def launch(
         self,
@@ -146,64 +192,86 @@ class Kernel:
         Raises:
             BackendError: the driver refuses the launch.
         """
-        from cuda.bindings import driver
-
+        if torch._C._cuda_getDevice() != self._index:
+            with torch.cuda.device(self._index):
+                self.launch(grid, block, arguments, shared=shared)
+            return
+        driver = self._driver
+        _enter_context(driver, self._index)
         if shared > self._shared:
             self._allow_shared(shared)
-        stream = torch.cuda.current_stream(self._device).cuda_stream
-        values = [_word(argument) for argument in arguments]
+        stream = driver.CUstream(torch._C._cuda_getCurrentRawStream(self._index))
         # The driver copies the parameters before it returns, so one buffer serves every launch.
-        with self._launching, torch.cuda.device(self._device):
-            self._enter_context()
+        with self._launching:
+            parameters = self._filled(arguments)
             (status,) = driver.cuLaunchKernel(
-                self._handle, *grid, block, 1, 1, shared, stream, self._parameters(values), 0
+                self._handle, *grid, block, 1, 1, shared, stream, parameters, 0
             )
-        _check(status, f"launch of {grid} blocks of {block} threads")
+        if int(status):
+            raise _RefusedError(status, f"launch of {grid} blocks of {block} threads")
 
-    def _enter_context(self) -> None:
-        """A thread of autograd may have no context yet: torch makes it current at its first use."""
-        from cuda.bindings import driver
-        from cuda.core import Device
-
-        _, context = driver.cuCtxGetCurrent()
-        if not int(context):
-            Device(self._index()).set_current()
-
-    def _index(self) -> int:
-        return torch.cuda.current_device() if self._device.index is None else self._device.index
-
-    def _parameters(self, values: list[int]) -> int:
-        """Address of the list of addresses of the parameters."""
-        count = len(values)
-        if len(self._values) != count:
-            self._values = (ctypes.c_int64 * count)()
-            first = ctypes.addressof(self._values)
-            self._addresses = (ctypes.c_int64 * count)(*range(first, first + 8 * count, 8))
-        self._values[:] = values
-        return ctypes.addressof(self._addresses)
+    def _filled(self, arguments: Sequence[Tensor | int | float | None]) -> int:
+        kinds = tuple(map(type, arguments))
+        parameters = self._parameters.get(kinds)
+        if parameters is None:
+            parameters = self._parameters[kinds] = _Parameters(kinds)
+        return parameters.filled(arguments)
 
     def _allow_shared(self, size: int) -> None:
-        from cuda.bindings import driver
-
+        driver = self._driver
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         kernel = driver.CUkernel(int(self._handle))
-        (status,) = driver.cuKernelSetAttribute(attribute, size, kernel, self._index())
-        _check(status, f"{size} bytes of shared memory")
+        (status,) = driver.cuKernelSetAttribute(attribute, size, kernel, self._index)
+        if int(status):
+            raise _RefusedError(status, f"{size} bytes of shared memory")
         self._shared = size
 
 
-def _word(value: Tensor | int | float | None) -> int:
-    """A parameter as the 8 bytes that the kernel reads; little-endian, a float is the first 4."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if isinstance(value, float):
-        return int.from_bytes(struct.pack("<f", value), "little")
-    return value or 0
+class _Parameters:
+    """Where the driver reads the parameters of a kernel, 8 bytes each, for arguments of one kind.
+
+    Little-endian: the first 4 bytes are a float.
+    """
+
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        self._pointers = [issubclass(kind, Tensor) for kind in kinds]
+        codes = ("f4x" if issubclass(kind, float) else "q" for kind in kinds)
+        layout = struct.Struct("<" + "".join(codes))
+        values = (ctypes.c_char * layout.size)()
+        first = ctypes.addressof(values)
+        self._addresses = (ctypes.c_int64 * len(kinds))(*range(first, first + layout.size, 8))
+        self._address = ctypes.addressof(self._addresses)
+        self._pack = functools.partial(layout.pack_into, values, 0)
+
+    def filled(self, arguments: Sequence[Any]) -> int:
+        """Address of the list of their addresses."""
+        words = [
+            argument.data_ptr() if pointer else 0 if argument is None else argument
+            for pointer, argument in zip(self._pointers, arguments, strict=True)
+        ]
+        self._pack(*words)
+        return self._address
 
 
-def _check(status: Any, what: str) -> None:
-    if int(status):
-        raise BackendError(f"the CUDA driver refuses the {what}: {status.name}")
+def _enter_context(driver: Any, index: int) -> None:
+    """A thread of autograd may have no context yet: torch makes it current at its first use."""
+    _, context = driver.cuCtxGetCurrent()
+    if not int(context):
+        _, device = driver.cuDeviceGet(index)
+        _, context = driver.cuDevicePrimaryCtxRetain(device)
+        (status,) = driver.cuCtxSetCurrent(context)
+        if int(status):
+            raise _RefusedError(status, f"context of GPU {index}")
+
+
+class _RefusedError(BackendError):
+    """The driver's word."""
+
+    def __init__(self, status: Any, what: str) -> None:
+        super().__init__(f"the CUDA driver refuses the {what}: {status.name}")
+
+
+# Kernels by name
 
 
 def kernel(source: Path, name: str, macros: Macros, device: torch.device) -> Kernel:
@@ -212,6 +280,8 @@ def kernel(source: Path, name: str, macros: Macros, device: torch.device) -> Ker
     Raises:
         BackendError: it cannot be compiled or loaded.
     """
+    if device.index is None:
+        device = torch.device(device.type, torch.cuda.current_device())
     with _LOADING:
         return _loaded(source, name, tuple(sorted(macros.items())), device)
 
@@ -220,40 +290,35 @@ def kernel(source: Path, name: str, macros: Macros, device: torch.device) -> Ker
 def _loaded(
     source: Path, name: str, macros: tuple[tuple[str, int | str], ...], device: torch.device
 ) -> Kernel:
-    library = _library(source, macros, _architecture(device))
+    major, minor = torch.cuda.get_device_capability(device)
+    library = _library(source, macros, f"sm_{major}{minor}")
     return Kernel(_function(library, name), device)
 
 
 @functools.cache
 def _library(source: Path, macros: tuple[tuple[str, int | str], ...], arch: str) -> Any:
-    text = source.read_text(encoding="utf-8")
-    code = compile_source(text, dict(macros), arch)
+    text, named = source.read_text(encoding="utf-8"), dict(macros)
     try:
-        return _load(code, arch)
-    except Exception as error:  # a damaged cache entry: whatever the driver says, compile again
+        return _load(compile_source(text, named, arch))
+    except _RefusedError as error:  # a damaged cache entry: whatever the driver says, compile again
         log.warning("the kernel of %s cannot be loaded (%s): compiled anew", source, str(error))
-        _forget_all()
-        return _load(compile_source(text, dict(macros), arch), arch)
+        return _load(_compiled(text, named, arch, _entry(text, named, arch)))
 
 
-def _forget_all() -> None:
-    """Empty the cache: the name of the damaged entry is not known here, the others are cheap."""
-    store = _store()
-    if store is not None:
-        with contextlib.suppress(OSError):
-            store.clear()
+def _load(code: bytes) -> Any:
+    """The library of a cubin or of PTX, loaded now, so that damage shows here."""
+    from cuda.bindings import driver
 
-
-def _load(code: bytes, arch: str) -> Any:
-    from cuda.core import ObjectCode
-
-    make = ObjectCode.from_cubin if arch.startswith("sm_") else ObjectCode.from_ptx
-    library = make(code)
-    _ = library.handle  # loaded now, so that damage shows here
+    status, library = driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
+    if int(status):
+        raise _RefusedError(status, "compiled code")
     return library
 
 
 def _function(library: Any, name: str) -> Any:
     from cuda.bindings import driver
 
-    return driver.CUfunction(int(library.get_kernel(name).handle))
+    status, found = driver.cuLibraryGetKernel(library, name.encode())
+    if int(status):
+        raise _RefusedError(status, f"kernel {name}")
+    return driver.CUfunction(int(found))
