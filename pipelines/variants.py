@@ -27,6 +27,11 @@ import click
     help="The genome's CONTIG begins at base START, from 1, of the file's CHROM.",
 )
 @click.option(
+    "--sample",
+    metavar="NAME",
+    help="Score this sample's phased haplotypes: its variants together, as each copy has them.",
+)
+@click.option(
     "--max-wrong-ref",
     type=click.FloatRange(0, 1),
     default=0.01,
@@ -54,6 +59,7 @@ def command(
     vcf: Path,
     genome: Path,
     offsets: tuple[str, ...],
+    sample: str | None,
     max_wrong_ref: float,
     out: Path,
     *,
@@ -66,13 +72,15 @@ def command(
     genome; only those that match have a score. A model that was pretrained with the objective
     `next` is needed.
 
+    With --sample a line for every variant that NAME carries, and a score for each of its two
+    haplotypes: the window with all variants of that haplotype in it against the reference.
+
     \b
     dnassm variants RUN --vcf calls.vcf.gz --genome STORE --out scores.tsv
     dnassm variants RUN --vcf chr17.bcf --genome STORE --offset part=chr17:42425000 --out s.tsv
+    dnassm variants RUN --vcf phased.vcf.gz --genome STORE --sample NA12878 --out haplotypes.tsv
     """  # noqa: D301  click marks with it what it must not wrap
-    from dnassm.variant_effects import score_file
+    from dnassm.variant_effects import VcfInput, score_file
 
-    summary = score_file(
-        run, vcf, genome, out, offsets=offsets, max_wrong=max_wrong_ref, force=force, **how
-    )
-    click.echo(summary)
+    source = VcfInput(vcf, sample, offsets, max_wrong_ref)
+    click.echo(score_file(run, source, genome, out, force=force, **how))

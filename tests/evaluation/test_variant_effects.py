@@ -11,6 +11,7 @@ import torch
 from dnassm.baselines.markov import fit_markov
 from dnassm.config import ModelConfig, RunConfig
 from dnassm.data.alphabet import decode, encode_ascii, reverse_complement
+from dnassm.data.haplotypes import PhasedVariants
 from dnassm.data.interval import Interval
 from dnassm.data.store import GenomeStore, build_store
 from dnassm.data.tokenizers.single import SingleBaseTokenizer
@@ -18,7 +19,12 @@ from dnassm.data.variants import Variant
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.model import DNAModel
 from dnassm.runs import Run
-from dnassm.variant_effects import log_likelihood_bits, score_variants, score_with_markov
+from dnassm.variant_effects import (
+    log_likelihood_bits,
+    score_haplotypes,
+    score_variants,
+    score_with_markov,
+)
 
 LENGTH = 400
 
@@ -164,3 +170,39 @@ def test_an_allele_that_is_too_long_has_no_score(
     assert done == [1, 2, 3]
     markov = fit_markov([genome.fetch(Interval("c", 0, LENGTH))], 2)
     assert np.isnan(score_with_markov(markov, genome, [long], context=64)).all()
+
+
+def test_a_haplotype_is_scored_as_the_sequence_that_it_is(
+    run: Run, genome: GenomeStore, sequence: str
+) -> None:
+    other = {"A": "C", "C": "G", "G": "T", "T": "A"}
+    snvs = [Variant("c", at, sequence[at], other[sequence[at]]) for at in (150, 160, 3, 300)]
+    deletion = Variant("c", 158, sequence[158:162], sequence[158])  # the one at 160 overlaps it
+    carriers = np.array([3, 1, 2, 2, 1], np.uint8)
+    phased = PhasedVariants("s", [*snvs, deletion], carriers, (".",) * 5, {}, {})
+    done: list[int] = []
+    found = score_haplotypes(run, genome, phased, context=64, batch_size=2, report=done.append)
+    assert done == [2, 4, 5]
+    assert found.together.tolist() == [[2, 1], [0, 0], [0, 1], [0, 1], [2, 0]]
+    assert (np.isfinite(found.llr) == (found.together > 0)).all()
+    alone = score_variants(run, genome, snvs, context=64)
+    np.testing.assert_allclose(found.llr[[0, 2, 3], 1], alone[[0, 2, 3]], atol=1e-4)
+    first = sequence[:150] + snvs[0].alt + sequence[151:159] + sequence[162:]
+    bits = []
+    for text in (sequence[118:182], first[118:182]):
+        codes = encode_ascii(text.encode())
+        strands = [run.tokenizer.encode_codes(c) for c in (codes, reverse_complement(codes))]
+        bits.append(log_likelihood_bits(run.model, [torch.from_numpy(row) for row in strands]))
+    assert found.llr[0, 0] == pytest.approx(np.mean(bits[0] - bits[1]), abs=1e-4)
+
+
+def test_a_window_of_several_phase_sets_has_no_score(
+    run: Run, genome: GenomeStore, sequence: str
+) -> None:
+    other = {"A": "C", "C": "G", "G": "T", "T": "A"}
+    variants = [Variant("c", at, sequence[at], other[sequence[at]]) for at in (150, 160, 300)]
+    carriers = np.array([1, 1, 2], np.uint8)
+    phased = PhasedVariants("s", variants, carriers, ("7", "8", "8"), {}, {})
+    found = score_haplotypes(run, genome, phased, context=64)
+    assert np.isfinite(found.llr).tolist() == [[False, False], [False, False], [False, True]]
+    assert found.together.sum() == 1

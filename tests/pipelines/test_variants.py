@@ -114,3 +114,40 @@ def test_brca1_is_scored_on_a_stretch_of_chromosome_17(run, real_data, tmp_path)
         (r["pos_hg38"], r["ref"], r["alt"]) for r in rows
     ]
     assert all(r["ref_check"] == "match" and r["llr"] for r in found)
+
+
+def test_a_sample_is_scored_with_the_variants_of_each_haplotype_together(run, tmp_path):
+    (tmp_path / "g.fa").write_text(">c\n" + "ACGTTGCA" * 20 + "\n")
+    head = HEAD.strip() + "\tFORMAT\tNA1\tNA2\n"
+    rows = [
+        ("13\t.\tT\tG", "0|1"),  # alone in its window on the second haplotype
+        ("60\t.\tT\tC", "1|1"),
+        ("64\t.\tA\tAG", "1|0"),  # with 60 on the first
+        ("80\t.\tA\tC", "0/1"),  # on no haplotype
+        ("999\t.\tA\tC", "1|1"),  # not in the genome
+    ]
+    lines = "".join(f"17\t{row}\t.\t.\t.\tGT\t{genotype}\t0|0\n" for row, genotype in rows)
+    (tmp_path / "v.vcf").write_text(head + lines)
+    options = ["--vcf", tmp_path / "v.vcf", "--genome", tmp_path / "g.fa", "--context", 16]
+    options += ["--offset", "c=17:1"]
+    said = invoke(run, *options, "--sample", "NA1", "--out", tmp_path / "h.tsv")
+    assert "3 of 4 variants scored; NA1: 4 variants on its haplotypes" in said
+    assert "1 heterozygous and not phased" in said
+    found = rows_of(tmp_path / "h.tsv")
+    columns = ("position", "ref_check", "genotype", "together_1", "together_2")
+    assert [[row[name] for name in columns] for row in found] == [
+        ["13", "match", "0|1", "", "1"],
+        ["60", "match", "1|1", "2", "1"],
+        ["64", "match", "1|0", "2", ""],
+        ["999", "outside", "1|1", "", ""],
+    ]
+    assert all(bool(row[f"together_{n}"]) == bool(row[f"llr_{n}"]) for row in found for n in "12")
+    invoke(run, *options, "--out", tmp_path / "each.tsv")
+    each = {row["position"]: row["llr"] for row in rows_of(tmp_path / "each.tsv")}
+    assert float(found[0]["llr_2"]) == pytest.approx(float(each["13"]), abs=1e-4)
+    assert float(found[1]["llr_2"]) == pytest.approx(float(each["60"]), abs=1e-4)
+    assert abs(float(found[1]["llr_1"]) - float(each["60"])) > 1e-3
+    with pytest.raises(ConfigError, match="expected a sample 'NA3', the file has NA1, NA2"):
+        invoke(run, *options, "--sample", "NA3", "--out", tmp_path / "x.tsv")
+    invoke(run, *options, "--sample", "NA2", "--out", tmp_path / "none.tsv")
+    assert not rows_of(tmp_path / "none.tsv")
