@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -100,12 +101,27 @@ class Probe:
 
     def made(self, batch: int, length: int) -> dict[str, Tensor]:
         """Random arguments of that size."""
-        found = self.subject.inputs(self.dtype, batch, length, self.channels)
-        return self.moved(found)
+        found = self.subject.inputs(self.dtype, batch, min(length, SHORT), self.channels)
+        return self.laid_out(found, length)
 
-    def moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same on the device of the probe."""
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+    def laid_out(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The same on the device of the probe; what is shorter than `length` drawn out to it.
+
+        Each position of a row is one of those given for that row, at random and in each tensor
+        another: on a CPU a million positions take longer to draw than all kernels to run.
+        """
+        found = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        generator = torch.Generator(self.device).manual_seed(7)
+        for name in self.subject.along:
+            rows, given = found[name].shape[:2]
+            if given < length:
+                drawn = torch.randint(
+                    given, (rows, length), generator=generator, device=self.device
+                )
+                drawn += given * torch.arange(rows, device=self.device)[:, None]
+                positions = found[name].flatten(0, 1).index_select(0, drawn.flatten())
+                found[name] = positions.unflatten(0, (rows, length))
+        return found
 
     def reasons(self) -> dict[str, str | None]:
         """Backend -> None if it can run these arguments, or why not; the preferred first."""
@@ -136,11 +152,10 @@ class Probe:
 
     def weights_for(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Random weights of a loss that sees every element of y and of the final state."""
-        generator = torch.Generator().manual_seed(99)
+        generator = torch.Generator(self.device).manual_seed(99)
         like = (inputs["x"], inputs["initial_state"])  # of the shapes and dtypes of the results
         return [
-            torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)
-            for t in like
+            torch.randn(t.shape, generator=generator, device=self.device).to(t.dtype) for t in like
         ]
 
     @functools.cached_property
@@ -201,8 +216,12 @@ def errors(got: Results, want: Results) -> dict[str, Error]:
         exact = expected.double()
         error = tensor.to(exact.device, torch.float64) - exact
         # 1e-30: what is forgotten at once is nothing in float32.
-        rms = error.square().mean().sqrt() / (exact.square().mean().sqrt() + 1e-30)
-        found[name] = Error(float(rms), float(error.abs().max() / (exact.abs().max() + 1e-30)))
+        rms, worst = (
+            torch.linalg.vector_norm(error, order)
+            / (torch.linalg.vector_norm(exact, order) + 1e-30)
+            for order in (2, math.inf)
+        )
+        found[name] = Error(float(rms), float(worst))
     return found
 
 
@@ -349,10 +368,10 @@ def _together(probe: Probe, name: str, parts: Sequence[Results]) -> Tensor:
 
 def _reverse(probe: Probe) -> tuple[Results, Results]:
     along = probe.subject.along
-    got = probe.run(probe.inputs, probe.weights, reverse=True)
     turned = {name: t.flip(1) if name in along else t for name, t in probe.inputs.items()}
-    want = probe.run(turned, [probe.weights[0].flip(1), probe.weights[1]])
-    return got, {n: t.flip(1) if n == "y" or n[1:] in along else t for n, t in want.items()}
+    got = probe.run(turned, [probe.weights[0].flip(1), probe.weights[1]], reverse=True)
+    back = {n: t.flip(1) if n == "y" or n[1:] in along else t for n, t in got.items()}
+    return back, probe.whole
 
 
 def _repeat(probe: Probe) -> tuple[Results, Results]:
@@ -360,7 +379,7 @@ def _repeat(probe: Probe) -> tuple[Results, Results]:
 
 
 def _remembered(probe: Probe, make: Callable[[int], dict[str, Tensor]]) -> tuple[Results, Results]:
-    inputs = probe.moved(make(probe.length))
+    inputs = probe.laid_out(make(min(probe.length, SHORT)), probe.length)
     weights = probe.weights_for(inputs)
     return probe.run(inputs, weights), truth(probe.subject, inputs, weights)
 

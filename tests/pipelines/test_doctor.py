@@ -18,7 +18,6 @@ from dnassm.kernels.causal_conv1d.checks import SUBJECT as CONV
 from dnassm.pipelines.cli import cli, main
 
 OPS = set(doctor.subjects())
-COMPOSED = {"mamba_inner"}  # made of other ops: its backends are ways to put them together
 DEVICE = ["--device", "cpu"]
 
 
@@ -51,9 +50,9 @@ def test_a_certificate_says_what_was_checked_with_what(certificate):
 def test_every_backend_is_listed_with_why_it_cannot_run_and_one_is_chosen(certificate):
     assert certificate["backends"].keys() == OPS
     assert {"causal_conv1d", "linear_cross_entropy", "norm", "selective_scan", "ssd"} <= OPS
-    for op, found in certificate["backends"].items():
+    for found in certificate["backends"].values():
         names = {entry["name"]: entry for entry in found}
-        if op not in COMPOSED:
+        if "composed" not in names:  # otherwise it is made of other ops
             assert {"triton", "portable", "reference"} <= names.keys()
         for name in {"cuda", "triton"} & names.keys():
             assert names[name]["reason"] is not None
@@ -221,6 +220,35 @@ BROKEN = {
     not_a_number: {"values", "a", "step", "packed", "reverse", "the"},
     another_every_time: {"the"},
 }
+
+
+def from_before(call, forward):
+    """What a sequence drawn out by repeating its start would hide."""
+    y, state = forward(call)
+    y[:, laws.SHORT + 9 : 2 * laws.SHORT] = y[:, 9 : laws.SHORT].clone()
+    return y, state
+
+
+def test_a_long_input_repeats_nothing_that_would_hide_a_wrong_place(broken):
+    broken(from_before)
+    found = doctor.examine(length=2 * laws.SHORT, device="cpu")  # 9: beyond the taps
+    assert "values" in failed(found)
+
+
+def test_a_long_input_has_the_positions_of_a_short_one_in_an_order_of_its_own():
+    device = torch.device("cpu")
+    short, long, again = (
+        laws.Probe(CONV, torch.float32, length, 4, device).inputs
+        for length in (laws.SHORT, 2 * laws.SHORT, 2 * laws.SHORT)
+    )
+    assert long.keys() == short.keys()
+    assert all(torch.equal(long[name], again[name]) for name in long)
+    for given, drawn in zip(short["x"], long["x"], strict=True):  # by row
+        assert len(drawn) == 2 * laws.SHORT
+        assert set(drawn[:, 0].tolist()) <= set(given[:, 0].tolist())
+        assert len(drawn.unique(dim=0)) > laws.SHORT // 2
+        assert not torch.equal(drawn[: laws.SHORT], given)
+    assert torch.equal(long["weight"], short["weight"])
 
 
 @pytest.mark.parametrize("change", BROKEN, ids=lambda change: change.__name__)
