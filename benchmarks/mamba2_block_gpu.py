@@ -46,6 +46,7 @@ COPY_PER_S, PRODUCT_PER_S, EX2_PER_S = 4.24e12, 690e12, 4.18e12  # of an H200, m
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "all kept": {"keep": tuple(KEEP)},
+    "all but the projection": {"keep": ("convolved", "scan", "normed")},
     "scan kept": {"keep": ("scan",)},
     "nothing kept": {"keep": ()},
     "composed": {"fused": False},

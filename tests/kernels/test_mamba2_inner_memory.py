@@ -1,0 +1,159 @@
+"""What the Mamba-2 block takes on a GPU, counted without one: over tensors that have no data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dnassm.kernels.causal_conv1d import arguments as conv
+from dnassm.kernels.mamba2_inner import arguments, fused
+from dnassm.kernels.mamba2_inner.arguments import KEEP, STATES, Block, States
+from dnassm.kernels.norm import arguments as norm
+from dnassm.kernels.ssd import arguments as ssd
+
+GIB = 1 << 30
+
+
+class Counted(TorchDispatchMode):
+    """The most bytes that tensors made inside held at one moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {at: kept for at, kept in self.alive.items() if not kept[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def like(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.new_empty(tensor.shape)
+
+
+# What the backends of a GPU allocate; sums of programs, below 50 MB, are left out
+
+
+class Convolution:
+    def forward(self, call):
+        return like(call.x), call.x.new_empty(call.state_shape)
+
+    def backward(self, call, dy, dfinal):
+        given = (call.x, call.weight, call.bias, call.initial_state)
+        return conv.Gradients(*map(like, given))
+
+
+class GatedNorm:
+    def forward(self, call):
+        return like(call.x), None
+
+    def backward(self, call, dy, dtotal, wanted):
+        return norm.Gradients(like(call.x), None, like(call.gate), like(call.weight), None)
+
+
+class StateSpace:
+    """A state per 1024 positions is kept; the backward has two per 64 in bf16, 512 MiB at most."""
+
+    def _marks(self, call):
+        segments = call.x.shape[0] * -(-call.x.shape[1] // 1024)
+        return call.A.new_empty(segments, *call.state_shape[1:])
+
+    def forward(self, call):
+        return like(call.x), call.A.new_empty(call.state_shape), self._marks(call)
+
+    def backward(self, call, marks, dy, dfinal, into):
+        states = 2 * call.x.numel() // 64 * call.B.shape[3]
+        own = (like(marks), call.x.new_empty(min(states, 512 << 19)))
+        given = (call.dt, call.A, call.D, call.dt_bias, call.initial_state)
+        ddt, dA, dD, dbias, dstate = map(like, given)
+        del own
+        return ssd.Gradients(into.x, ddt, dA, into.B, into.C, dD, None, dbias, dstate)
+
+
+class Only:
+    def __init__(self, backend) -> None:
+        self.backend = backend
+
+    def choose(self, name, call):
+        return self.backend
+
+
+@pytest.fixture(autouse=True)
+def _of_a_gpu(monkeypatch):
+    monkeypatch.setattr(fused, "CONV", Only(Convolution()))
+    monkeypatch.setattr(fused, "NORM", Only(GatedNorm()))
+    monkeypatch.setattr(fused, "SSD", Only(StateSpace()))
+
+
+def block(batch: int, width: int, length: int, keep: tuple[str, ...]) -> Block:
+    """As the mixer calls it, bf16 projections, N 128."""
+    inner, heads = 2 * width, 2 * width // 64
+    convolved = inner + 2 * 128
+
+    def half(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    def wide(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    x, in_weight = half(batch, length, width), half(inner + convolved + heads, width)
+    learned = (wide(convolved, 4), wide(heads), wide(inner), half(width, inner))
+    biases = (wide(convolved), wide(heads), wide(heads))
+    options = (None, None, None, 1, 0.0, math.inf, 1e-5, False, (STATES, *keep), "auto")
+    return Block(x, in_weight, *learned, *biases, *options)
+
+
+def peak(batch: int, width: int, length: int, keep: tuple[str, ...]) -> float:
+    """GiB at the worst moment of forward and backward: x, y, their gradients, all else."""
+    with Counted() as counted:
+        call = block(batch, width, length, keep)
+        forward = fused.Forward(call)
+        forward.run()
+        y, kept = forward.y, forward.kept
+        del forward
+        dy = torch.empty_like(y)
+        conv_shape, ssm_shape = call.state_shapes
+        ends = States(call.x.new_empty(conv_shape), call.A.new_empty(ssm_shape))
+        fused.Backward(call, kept, dy, ends).run()
+    return counted.most / GIB
+
+
+BOTH = ("projected", "scan")
+
+
+@pytest.mark.parametrize(
+    ("keep", "mib", "want"),
+    [
+        (BOTH, 128, 6.8),
+        (BOTH, 256, 7.34),
+        (BOTH, 512, 8.4),
+        (BOTH, 1024, 10.53),
+        (("convolved", "scan", "normed"), 256, 7.57),
+        (("scan",), 256, 5.45),
+        ((), 256, 4.26),
+        (tuple(KEEP), 256, 9.46),
+    ],
+)
+def test_a_million_positions_take_what_the_readme_says(keep, mib, want, monkeypatch):
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", mib << 20)
+    assert peak(1, 256, 1 << 20, keep) == pytest.approx(want, abs=0.006)
+
+
+def test_the_default_fits_in_the_8_gib_that_were_asked_for():
+    assert peak(1, 256, 1 << 20, arguments.DEFAULT_KEEP["cuda"]) < 8
+
+
+@pytest.mark.parametrize(("keep", "want"), [(BOTH, 2.21), (tuple(KEEP), 2.40)])
+def test_a_batch_of_wide_rows_takes_what_the_readme_says(keep, want):
+    assert peak(8, 768, 1 << 13, keep) == pytest.approx(want, abs=0.006)
