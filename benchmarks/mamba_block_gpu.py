@@ -5,8 +5,9 @@
 Block: bf16 projections, E = 2M, N 16, R = M/16, K 4, Mamba's initial steps. Medians of CUDA events.
 `peak` is all that is allocated at the worst moment of forward + backward, x, y and their gradients
 included. Variants keep more or less for the backward; `composed` is the public operators under
-autograd. Floors of forward + backward: what the kernels must read and write (`bytes_ms`), matrix
-work (`products_floor_ms`) and exponentials of the scan (`ex2_ms`); nothing computed again counts.
+autograd; `--pieces` cuts L otherwise than by default. Floors of forward + backward: what the
+kernels must read and write (`bytes_ms`), matrix work (`products_floor_ms`) and exponentials of the
+scan (`ex2_ms`); nothing computed again counts.
 `scan_ms`, `conv_ms` and `products_ms` are the parts alone, measured in the same run.
 
 Step: a model of 8 Mamba layers, M 256, one token per sequence: `graph_us` by a CUDA graph,
@@ -33,7 +34,8 @@ from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
 from dnassm.generation import Stepper
 from dnassm.kernels.causal_conv1d import causal_conv1d
-from dnassm.kernels.mamba_inner import Walk, mamba_inner
+from dnassm.kernels.mamba_inner import Walk, arguments, mamba_inner
+from dnassm.kernels.mamba_inner.arguments import KEEP
 from dnassm.kernels.selective_scan import selective_scan
 from dnassm.model import DNAModel
 
@@ -44,7 +46,9 @@ PEER = dict(zip(SHAPES, [(84.4, 12.6), (10.3, 1.83), (12.2, 2.55)], strict=True)
 COPY_PER_S, PRODUCT_PER_S, EX2_PER_S = 4.24e12, 690e12, 4.18e12  # of an H200, measured
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
-    "all kept": {"keep": ("xz", "x_dbl", "scan")},
+    "all kept": {"keep": KEEP},
+    "u, x_dbl, scan kept": {"keep": ("u", "x_dbl", "scan")},
+    "x_dbl, scan kept": {"keep": ("x_dbl", "scan")},
     "nothing kept": {"keep": ()},
     "composed": {"fused": False},
 }
@@ -115,6 +119,17 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
         "forward_backward_ms": forward_backward,
         "peak_gib": peak / (1 << 30),
     }
+
+
+def in_pieces(shape: tuple[int, int, int], mib: int, rounds: int) -> dict[str, float]:
+    """As `measure`, in pieces whose tensors (rows, T, E) take at most so much."""
+    before = arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES
+    torch.cuda.empty_cache()
+    try:
+        arguments.PIECE_BYTES["cuda"] = arguments.WHOLE_BYTES = mib << 20
+        return measure(shape, {}, rounds)
+    finally:
+        arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES = before
 
 
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:
@@ -233,6 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; stdout when missing")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=["block", "step"], help="one half of it")
+    parser.add_argument("--pieces", type=int, nargs="*", default=[], help="MiB of a piece")
     options = parser.parse_args()
     header = {"what": "Mamba block and generation step on a GPU, bf16, medians", **describe()}
     blocks, steps = [], []
@@ -245,6 +261,10 @@ def main() -> None:
             row = measure(shape, how, options.rounds)
             blocks.append({"shape_BML": shape, "variant": variant, **row, **peer, **shared})
             print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
+        for mib in options.pieces:
+            row = in_pieces(shape, mib, options.rounds)
+            blocks.append({"shape_BML": shape, "variant": f"pieces of {mib} MiB", **row})
+            print(shape, f"{mib} MiB", {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
         print(shape, {k: round(v, 3) for k, v in shared.items()}, file=sys.stderr)
     for batch in [] if options.only == "block" else BATCHES:
         for dtype in (torch.bfloat16, None):

@@ -12,6 +12,7 @@ from dnassm.config import MixerSpec, ModelConfig
 from dnassm.generation import Stepper, generate
 from dnassm.kernels.causal_conv1d import causal_conv1d_step
 from dnassm.kernels.mamba_inner import State, arguments, mamba_inner_step
+from dnassm.kernels.mamba_inner.arguments import KEEP
 from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
 from dnassm.kernels.selective_scan import selective_scan_step
 from dnassm.kernels.selective_scan.cases import Case as ScanCase
@@ -74,7 +75,7 @@ def test_values_and_every_gradient_are_those_of_the_composition(name, dtype):
     assert furthest(got, exact)[0] <= ROUNDING[dtype], furthest(got, exact)
 
 
-@pytest.mark.parametrize("keep", [(), ("xz", "x_dbl", "scan")], ids=["nothing kept", "all kept"])
+@pytest.mark.parametrize("keep", [(), ("x_dbl", "scan"), KEEP], ids=["nothing", "some", "all"])
 @pytest.mark.parametrize("name", ["plain", "reverse", "both directions"])
 def test_where_rows_are_cut_changes_nothing(name, keep, monkeypatch):
     case = dataclasses.replace(CASES[name], length=4097)
@@ -112,28 +113,40 @@ def test_autocast_casts_what_it_casts_in_the_composition():
     assert got["din_weight"].dtype == torch.float32
 
 
-def test_memory_is_that_of_a_piece_beside_what_is_kept():
-    """At 2^18 positions, E 512 and 2^15 a piece: x, y, their gradients, scan, eight of a piece."""
-    case = Case(1, 1 << 18, 256, 512, states=16, rank=16, bare=True)
+def most_beyond(case: Case, **options) -> tuple[int, Inputs]:
+    """Bytes at the worst moment of forward and backward beyond the inputs, dy and gradients."""
     inputs, _ = on_gpu(case, torch.bfloat16)
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.named().items()}
-    call = inputs.replaced(leaves)
+    inputs = inputs.replaced({name: t.requires_grad_() for name, t in inputs.named().items()})
+    leaves = list(inputs.named().values())
     dy = torch.ones_like(inputs.x)
-    whole = inputs.x.nbytes * 2  # a tensor (1, L, E)
-    budget = arguments.PIECE_BYTES["cuda"]
-    try:
-        arguments.PIECE_BYTES["cuda"] = whole // 8
-        call.run()[0].backward(dy)  # compiles
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        base = torch.cuda.memory_allocated()
-        call.run()[0].backward(dy)
-        torch.cuda.synchronize()
-    finally:
-        arguments.PIECE_BYTES["cuda"] = budget
-    beyond = torch.cuda.max_memory_allocated() - base
-    y, dx, gated, marks, x_dbl = whole / 2, whole / 2, whole, whole / 4, whole * 48 / 512
-    assert beyond <= y + dx + gated + marks + x_dbl + 9 * whole / 8 + (128 << 20)
+
+    def both() -> tuple[Tensor, ...]:
+        y = inputs.run(**options)[0]
+        return (y, *torch.autograd.grad(y, leaves, dy))
+
+    both()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    both()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - base, inputs
+
+
+def test_memory_is_that_of_a_piece_beside_what_is_kept(monkeypatch):
+    """At 2^18 positions, E 512 and 2^15 a piece: y, dx, what is kept and six of a piece."""
+    case = Case(1, 1 << 18, 256, 512, states=16, rank=16, bare=True)
+    whole = 2 * case.length * case.inner  # bytes of a tensor (1, L, E)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", whole // 8)
+    beyond, _ = most_beyond(case, keep=("x_dbl", "scan"))
+    y, dx, marks, x_dbl = whole / 2, whole / 2, whole / 4, whole * 48 / 512
+    assert beyond <= y + dx + marks + x_dbl + 6 * whole / 8 + (96 << 20)
+
+
+def test_a_block_of_width_768_takes_as_little_as_is_asked():
+    """8 x 8192 positions, all that is kept by default included: 1.4 GiB, x and dy among them."""
+    beyond, inputs = most_beyond(Case(8, 8192, 768, 1536, states=16, rank=48, bare=True))
+    assert beyond + 2 * inputs.x.nbytes <= 1.4 * (1 << 30)
 
 
 # Steps
