@@ -1,23 +1,26 @@
-"""Speed and memory of `dnassm tokenize`: MB of FASTA per second on one core and on more, stages.
+"""Speed and memory of `dnassm tokenize`: MB of FASTA per second on one core and on more, parts.
 
     python -m benchmarks.tokenize_fasta --out benchmarks/results/tokenize.json
 
-Every measurement is a process of its own that is bound to so many cores. `cpu` is the time that
-all its threads computed, `main_thread` that of the one that parses; `wall` includes waiting for the
-disk (the store is flushed to it) and for other programs. The stages take turns, so that whatever
-else runs on the machine slows all of them; `of_floor` is the median over the turns of the CPU time
-of the floor divided by that of tokenizing.
+Every measurement is a process of its own that is bound to so many cores; the imports are not in it,
+the compilation is. `wall` is by the clock and includes waiting for the disk (the store is on it at
+the end) and for other programs; `cpu` is the time that all threads of the process computed,
+`main_thread` that of the one that parses. Each is the median over the turns, with the slowest and
+the fastest beside it. The stages take turns, so that whatever else runs on the machine slows all of
+them; `of_floor` is the median over the turns of the CPU time of the floor divided by that of
+tokenizing.
 
-The floor of one core is `digests`: SAM's MD5 and SHA-256 of every base, and nothing else. That of
-any number of cores is `read_and_md5`, because one contig has one MD5, each byte after the one
-before; of gzip it is `inflate`, where that takes longer.
+The parts of a turn of one core: `parse` (with reading), `digests`, `write`, `compile`; `hashlib` is
+what the digests would take without own code, `parse_by_numpy` the parsing. The floor of one core is
+`digests`, MD5 and SHA-256 of every base, and nothing else. That of any number of cores is `digests`
+as well, because one contig has one MD5, each byte after the one before; of gzip it is `inflate`,
+where that takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import os
 import subprocess
@@ -31,9 +34,11 @@ from statistics import median
 import numpy as np
 
 from benchmarks.machine import ROOT, describe
+from dnassm.data import digest_code, line_code
 from dnassm.data.bytestream import ByteStream
-from dnassm.data.fasta import read_fasta
-from dnassm.data.store import build_store
+from dnassm.data.contig_digest import contig_digest
+from dnassm.data.fasta import BLOCK_BYTES, read_fasta
+from dnassm.data.store import build_store, flushing
 
 CONTIGS = 5
 SOFT_MASKED, N_RUN = (0.30, 0.60), (0.90, 0.93)
@@ -65,52 +70,82 @@ def read_only(path: Path, folder: Path) -> None:
 
 def parse(path: Path, folder: Path) -> None:
     """Read, find headers, drop line ends, encode, count; no digests, nothing written."""
+    for _ in read_fasta(path, compile_code=True):
+        pass
+
+
+def parse_by_numpy(path: Path, folder: Path) -> None:
+    """The same without compiled code."""
     for _ in read_fasta(path):
         pass
 
 
 def _blocks(path: Path) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(3 << 18))
+    buffer = memoryview(bytearray(BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             yield buffer[:count]
 
 
-def _hash_all(path: Path, *kinds: str) -> None:
-    digests = [hashlib.new(kind, usedforsecurity=False) for kind in kinds]
-    for block in _blocks(path):
-        for digest in digests:
-            digest.update(block)
-
-
-def read_and_md5(path: Path, folder: Path) -> None:
-    """MD5 of the file."""
-    _hash_all(path, "md5")
+def _digests(path: Path, *, compile_code: bool) -> None:
+    digest = contig_digest(compile_code=compile_code)
+    block = np.zeros(BLOCK_BYTES, np.uint8)
+    for start in range(0, path.stat().st_size, BLOCK_BYTES):
+        part = block[: path.stat().st_size - start]
+        digest.update(part, part)
+        digest.update_other(part)
+    digest.hexdigests()
 
 
 def digests(path: Path, folder: Path) -> None:
-    """MD5 and SHA-256 of the file, in one thread."""
-    _hash_all(path, "md5", "sha256")
+    """MD5 and SHA-256 of as many bytes, from memory, as tokenizing takes them."""
+    _digests(path, compile_code=True)
+
+
+def hashlib(path: Path, folder: Path) -> None:
+    """The same by hashlib."""
+    _digests(path, compile_code=False)
+
+
+def write(path: Path, folder: Path) -> None:
+    """Write as many bytes to the disk as tokenizing does."""
+    block = bytes(BLOCK_BYTES)
+    with (folder / "codes").open("ab") as file:
+        flush = flushing(file)
+        for start in range(0, path.stat().st_size, BLOCK_BYTES):
+            flush(memoryview(block)[: path.stat().st_size - start])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def compile_both(path: Path, folder: Path) -> None:
+    """Load the compiler and compile what long files are read with."""
+    digest_code.compiled()
+    line_code.compiled()
 
 
 def inflate(path: Path, folder: Path) -> None:
     """Inflate the file with isal into one buffer."""
-    buffer = memoryview(bytearray(3 << 18))
+    buffer = memoryview(bytearray(BLOCK_BYTES))
     with ByteStream(path) as stream:
         while stream.readinto(buffer):
             pass
 
 
 def tokenize(path: Path, folder: Path) -> None:
-    """All of it, flushed to the disk; the imports are not in it."""
+    """All of it, flushed to the disk."""
     build_store([path], folder / "store")
 
 
 STAGES: dict[str, Callable[[Path, Path], None]] = {
-    f.__name__: f for f in (tokenize, read_only, parse, read_and_md5, digests, inflate)
+    f.__name__: f
+    for f in (
+        *(tokenize, read_only, parse, parse_by_numpy, digests, hashlib, write, compile_both),
+        inflate,
+    )
 }
-PLAIN = ("tokenize", "read_only", "parse", "read_and_md5", "digests")
 GZIP = ("tokenize", "parse", "inflate")
+PLAIN = tuple(stage for stage in STAGES if stage != "inflate")
 
 
 def measure(stage: str, path: Path, cores: int) -> None:
@@ -143,24 +178,26 @@ def once(stage: str, path: Path, cores: int) -> dict[str, float]:
 def case(
     path: Path, megabytes: float, stages: Sequence[str], floor: str, cores: int, repeats: int
 ) -> dict[str, object]:
-    """The best of several turns of each stage, in MB of FASTA text per second."""
+    """Several turns of each stage, in MB of FASTA text per second."""
     turns = [{stage: once(stage, path, cores) for stage in stages} for _ in range(repeats)]
     result: dict[str, object] = {
-        stage: {
-            "mb_per_wall_s": round(megabytes / min(turn[stage]["wall"] for turn in turns), 1),
-            "mb_per_cpu_s": round(megabytes / min(turn[stage]["cpu"] for turn in turns), 1),
-            "cpu_ns_per_byte": round(
-                min(turn[stage]["cpu"] for turn in turns) * 1e3 / megabytes, 3
-            ),
-            "main_thread_ns_per_byte": round(
-                min(turn[stage]["main_thread"] for turn in turns) * 1e3 / megabytes, 3
-            ),
-            "peak_rss_mb": round(max(turn[stage]["peak_mb"] for turn in turns), 1),
-        }
-        for stage in stages
+        stage: _summary([turn[stage] for turn in turns], megabytes) for stage in stages
     }
     shares = [turn[floor]["cpu"] / turn["tokenize"]["cpu"] for turn in turns]
     return {"cores": cores, "floor": floor, "of_floor": round(median(shares), 3), **result}
+
+
+def _summary(turns: Sequence[dict[str, float]], megabytes: float) -> dict[str, object]:
+    """Median, slowest and fastest speed of a stage; time per byte; memory at its peak."""
+    summary: dict[str, object] = {}
+    for clock in ("wall", "cpu"):
+        speeds = sorted(megabytes / turn[clock] for turn in turns)
+        summary[f"mb_per_{clock}_s"] = round(median(speeds), 1)
+        summary[f"mb_per_{clock}_s_from_to"] = [round(speeds[0], 1), round(speeds[-1], 1)]
+    for clock in ("cpu", "main_thread"):
+        seconds = median(turn[clock] for turn in turns)
+        summary[f"{clock}_ns_per_byte"] = round(seconds * 1e3 / megabytes, 3)
+    return {**summary, "peak_rss_mb": round(max(turn["peak_mb"] for turn in turns), 1)}
 
 
 def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
@@ -187,8 +224,8 @@ def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
 def main() -> None:
     """Parse the command line and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
