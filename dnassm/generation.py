@@ -246,8 +246,15 @@ def _noise(seed: int, shape: torch.Size, device: torch.device) -> Iterator[Tenso
 
 
 def _narrowed(model: DNAModel, dtype: torch.dtype) -> DNAModel:
-    """A copy whose projections are in `dtype`: under autocast they would be cast in every step."""
+    """A copy whose projections are in `dtype`: under autocast they would be cast in every step.
+
+    A head that is the embedding gets a weight of its own: the embedding stays as it is.
+    """
     narrowed = copy.deepcopy(model)
+    if narrowed.head is None:
+        weight = narrowed.embedding.weight.detach().clone()
+        narrowed.head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        narrowed.head.weight = nn.Parameter(weight)
     for module in narrowed.modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)

@@ -105,6 +105,7 @@ def test_projections_in_bf16_are_the_model_under_autocast(tokens):
     got = stepper.step(tokens[:, 0])
     assert got.dtype == torch.float32
     assert torch.equal(got, want.float())
+    assert stepper.model.head.weight.dtype == torch.bfloat16, "cast in every step"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
