@@ -20,9 +20,9 @@ class MambaDnaSampler(Sampler):
     whose rows have 2^17 bases. A row that is at least as long as a window is cut into windows side
     by side, from its start; what does not make a whole one at its end is left out. A shorter row
     gives two windows, one that begins with it and one that ends with it; where that crosses a
-    border the window moves inward. Windows with too many unknown bases, or which touch a row of
-    another split, are left out. Mamba's lengths and batches that grow together during training are
-    no part of a sampler.
+    border the window moves inward, of which the paper says nothing. Windows with too many unknown
+    bases, or which touch a row of another split, are left out. Mamba's lengths that double during
+    training while batches halve (E.3.3) are no part of a sampler.
 
     Args:
         store: the genome.

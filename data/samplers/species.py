@@ -24,7 +24,7 @@ class SpeciesSampler(Sampler):
 
     With the default weights a small genome is seen as often as a large one, and a contig as often
     as every other of its species: the sampling of HyenaDNA's and Mamba's species tasks (Nguyen et
-    al. 2023, arXiv:2306.15794; Gu and Dao 2023, arXiv:2312.00752, E.3). A contig without an
+    al. 2023, arXiv:2306.15794; Gu and Dao 2023, arXiv:2312.00752, E.3.4). A contig without an
     admissible window is never drawn. An epoch has as many windows as fit side by side.
 
     Args:

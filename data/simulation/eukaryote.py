@@ -27,13 +27,14 @@ from dnassm.data.simulation.parts import Mark, Part, join
 from dnassm.data.simulation.repeats import draw_families, interspersed, tandem
 from dnassm.data.simulation.tables import Table
 
+# Chosen, not measured, where no source stands beside it.
 _CODONS = (80, 900)
 _CODON_SHAPE, _CODON_SCALE = 2.0, 160.0
-_EXON_BP = 150  # mean coding bases per exon; human: about 150
+_EXON_BP = 150  # mean coding bases per exon; human: 160 (doi:10.1186/s13104-019-4343-8, table 2)
 _LEAST_EXON_BP = 24
-_INTRON_LOG_MEAN, _INTRON_LOG_SD = 6.6, 0.8  # median 735 bp: shorter than human, more per Mb
+_INTRON_LOG_MEAN, _INTRON_LOG_SD = 6.6, 0.8  # median 735 bp; human: 1,747 (ibid.), fewer per Mb
 _INTRON_BP = (120, 8000)
-_ISLAND_SHARE = 0.65  # of promoters; the others have a TATA box
+_ISLAND_SHARE = 0.65  # of promoters, in mammals about two thirds; the others have a TATA box
 _REPEAT_EVERY_BP = 700.0
 _TANDEM_SHARE = 0.15
 _FIRST_PART = 0.8  # of a coding sequence, in which a stop codon certainly breaks the protein

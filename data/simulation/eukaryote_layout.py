@@ -16,6 +16,7 @@ from dnassm.data.simulation.windows import Window
 
 LEAST_CONTIG_BP = 100_000
 SPLICE_WINDOW_BP = 400
+# Chosen, not measured: human isochores are far above 300 kb on average (doi:10.1101/gr.4910606).
 _ISOCHORE_BP = (60_000, 300_000)
 _SPACER_SHAPE, _SPACER_SCALE, _SPACER_LEAST = 1.2, 5000.0, 300
 _GAP_EVERY = (300_000, 900_000)

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from dnassm.data.alphabet import BASE, SOFT_MASK, Codes, T
 
 CONSERVED_RATE = 0.1
-"""Rate of substitution in a conserved element; a neutral site has 1."""
+"""Rate of substitution in a conserved element; a neutral site has 1. Chosen, not measured."""
 KAPPA = 4.0
-"""Rate of a transition over that of one transversion."""
+"""Rate of a transition over that of one transversion. Chosen, not measured."""
 INDEL_RATE = 0.03
-"""Insertions, and as many deletions, per neutral site and substitution; human and chimpanzee have
-about one indel per eight substitutions, of both kinds together, most of them short."""
-_INDEL_MEAN_BP = 4.0
+"""Insertions, and as many deletions, per neutral site and substitution. Chosen: of both kinds
+together half of what human and chimpanzee have, five million beside 35 million substitutions
+(doi:10.1038/nature04072)."""
+_INDEL_MEAN_BP = 4.0  # chosen, not measured
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

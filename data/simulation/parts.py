@@ -23,6 +23,7 @@ from dnassm.data.simulation.tables import (
 
 # Length of genes in codons: gamma with the mean 310 and standard deviation 211 of NC_000913.3.
 _GENE_SHAPE, _GENE_SCALE = 2.16, 143.5
+# Chosen, not measured, as are the bases of leaders, terminators and insertion elements below.
 _GENE_CODONS = (60, 1500)
 _OPERON_STOP = 0.55  # a transcription unit has 1.8 genes on average
 _OPERON_MOST = 6
@@ -135,7 +136,7 @@ class PartMaker:
         return Part(np.full(length, N, dtype=np.uint8), (mark,))
 
     def _promoter(self, name: str) -> Part:
-        """Upstream element (Estrem et al. 1998, PNAS 95:9761), boxes, transcription start."""
+        """Upstream element (Estrem et al. 1998, doi:10.1073/pnas.95.17.9761), boxes, start."""
         upstream = self._bases((0.38, 0.12, 0.12, 0.38), 18)
         spacer = self.background(self._pick(SPACER_BP)).codes.copy()
         if self.rng.random() < _EXTENDED_MINUS_10:
@@ -157,7 +158,7 @@ class PartMaker:
         """Ribosome binding site, spacer, start codon, codons, stop codon."""
         name = self._next("gene")
         site = self._box("rbs")
-        # Between the site and the start codon (Chen et al. 1994, NAR 22:4953: about 5 is best).
+        # To the start codon 5 bases are best (Chen et al. 1994, doi:10.1093/nar/22.23.4953).
         spacer = self._bases((0.42, 0.13, 0.12, 0.33), int(self.rng.integers(4, 7)))
         coding = self._coding_sequence()
         first = len(site) + len(spacer)

@@ -11,6 +11,7 @@ from dnassm.data.alphabet import SOFT_MASK, Codes, decode, reverse_complement
 from dnassm.data.simulation.parts import Mark, Part
 
 # Class -> bases of the consensus, share among copies, shortest copy as a share of the consensus.
+# These and all numbers below are chosen, not measured.
 _CLASSES = {
     "SINE": ((280, 320), 0.45, 0.8),
     "LINE": ((3000, 5000), 0.30, 0.05),

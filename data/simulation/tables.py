@@ -37,7 +37,7 @@ RSCU: dict[str, dict[str, float]] = {
     "Y": {"TAT": 1.14, "TAC": 0.86},
 }
 
-# Amino acids per 1000, counted over the 4,299 coding sequences of NC_000913.3 (RefSeq annotation),
+# Amino acids per 1000, counted over the 4,298 coding sequences of NC_000913.3 (RefSeq annotation),
 # start and stop codons left out.
 _AMINO_ACIDS = {
     "A": 95.7, "C": 11.7, "D": 51.5, "E": 58.0, "F": 39.1, "G": 73.8, "H": 22.7, "I": 60.3,
@@ -45,7 +45,7 @@ _AMINO_ACIDS = {
     "T": 53.9, "V": 71.1, "W": 15.3, "Y": 28.4,
 }  # fmt: skip
 
-# Counted over the same coding sequences; the stop codons agree with Sharp et al.
+# Counted over the same coding sequences, to 0.002; the stop codons agree with Sharp et al.
 START_CODONS = {"ATG": 0.903, "GTG": 0.079, "TTG": 0.018}
 STOP_CODONS = {"TAA": 0.641, "TGA": 0.288, "TAG": 0.071}
 
@@ -56,7 +56,8 @@ AMINO_ACID = {codon: amino for amino, codons in RSCU.items() for codon in codons
 """Sense codon -> one-letter amino acid."""
 
 # Base counts in the -35 and the -10 box of 112 promoters: Hawley and McClure 1983,
-# doi:10.1093/nar/11.8.2237. One row per position, columns A C G T.
+# doi:10.1093/nar/11.8.2237; the count of each base was not compared with the paper again. One row
+# per position, columns A C G T.
 _MINUS_35 = ((2, 7, 11, 92), (6, 6, 6, 94), (2, 11, 88, 11), (72, 18, 3, 19), (26, 60, 11, 15),
              (50, 8, 17, 37))  # fmt: skip
 _MINUS_10 = ((2, 10, 11, 89), (106, 2, 1, 3), (29, 16, 18, 49), (66, 14, 17, 15), (57, 22, 14, 19),
@@ -66,7 +67,8 @@ _MINUS_10 = ((2, 10, 11, 89), (106, 2, 1, 3), (29, 16, 18, 49), (66, 14, 17, 15)
 _SHARPNESS = 3.0
 
 SPACER_BP = {16: 0.25, 17: 0.5, 18: 0.25}
-"""Between the boxes; 92 % of 263 promoters have 17 +- 1 (Harley and Reynolds 1987, NAR 15:2343)."""
+"""Between the boxes; 92 % of 263 promoters have 17 +- 1 (Harley and Reynolds 1987,
+doi:10.1093/nar/15.5.2343), here all of them."""
 
 # Probability of each base given the two before it, per 1000, rows AA AC AG AT CA ...: counted on
 # both strands of NC_000913.3 outside every annotated gene, pseudogene and mobile element.
@@ -106,7 +108,8 @@ BOXES: dict[str, tuple[str, Table]] = {
     "minus_10": ("TATAAT", _weights(_MINUS_10)),
     "rbs": (_ANTI_16S, np.where(np.array(list(_ANTI_16S))[:, None] == list("ACGT"), 0.94, 0.02)),
 }
-"""Motif -> its consensus and (6, 4) probability of each base at each position."""
+"""Motif -> its consensus and (length, 4) probability of each base at each position; the 0.94 of the
+ribosome binding site is chosen, not measured."""
 
 BACKGROUND: Table = np.array(_INTERGENIC) / np.sum(_INTERGENIC, axis=1, keepdims=True)
 """(16, 4) probability of a base given the two before it, between genes."""
