@@ -28,6 +28,8 @@ class Case:
     taps: int = 4
     reverse: bool = False
     limit: tuple[float, float] | None = None
+    """Of the step size."""
+    eps: float = 1e-5
     packed: tuple[int, ...] = ()
     """Edges of the sequences packed on the one row."""
     skip_per_channel: bool = False
@@ -43,7 +45,11 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of `mamba2_inner` that have no gradient."""
-        found: dict[str, Any] = {"groups": self.groups, "reverse": self.reverse}
+        found: dict[str, Any] = {
+            "groups": self.groups,
+            "reverse": self.reverse,
+            "eps": self.eps,
+        }
         if self.packed:
             found["cu_seqlens"] = torch.tensor(self.packed)
         if self.limit is not None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dnassm.errors import ShapeError
 from dnassm.kernels.laws import Probe, errors, laws
-from dnassm.kernels.mamba2_inner import arguments, checks, mamba2_inner, op
+from dnassm.kernels.mamba2_inner import arguments, checks, fused, mamba2_inner, op
 from dnassm.kernels.mamba2_inner.arguments import KEEP, STATES, TENSORS
 from dnassm.kernels.mamba2_inner.cases import Case, furthest, outcome, run
 from dnassm.kernels.pieces import Cut
@@ -31,6 +31,7 @@ CASES = {
     "two groups, a skip per channel, reverse": Case(groups=2, skip_per_channel=True, reverse=True),
     "a group per head": Case(groups=4),
     "limits": Case(limit=(0.05, 0.3)),
+    "a norm of another eps": Case(eps=0.3),
     "one head": Case(heads=1, head_dim=7),
     "heads of one channel": Case(heads=6, head_dim=1, states=1),
     "one position": Case(length=1),
@@ -271,6 +272,20 @@ def test_the_backward_holds_what_is_kept_and_nothing_else():
     assert numbers_kept((), fused=False, backend="portable") >= everything
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_is_kept_has_the_shapes_and_dtypes_that_compile_is_told(reverse, monkeypatch):
+    case = cut(monkeypatch, Case(groups=2, reverse=reverse, bare=True), 3, size=2)
+    block = dataclasses.replace(block_of(case, torch.bfloat16), keep=(STATES, *ALL))
+    forward = fused.Forward(block)
+    forward.run()
+    made = [forward.kept[key] for key in block.leaves()]
+    told = fused.empty_kept(block)
+    assert len(told) == 2 * 3 * 5 + 2 * 2 * 2
+    assert [(t.shape, t.dtype) for t in made] == [(t.shape, t.dtype) for t in told]
+    borders = [t for key, t in zip(block.leaves(), made, strict=True) if key.name == "conv"]
+    assert {t.dtype for t in borders} == {torch.float32}  # or its gradient would be rounded
+
+
 def test_without_gradients_nothing_is_kept(monkeypatch):
     made = []
     operator = op.inner
@@ -381,9 +396,9 @@ def test_only_what_is_asked_for_gets_a_gradient():
 def test_the_loss_may_go_through_one_result_alone(result):
     inputs = CASES["plain"].inputs(torch.float64)
     found = []
-    for fused in (True, False):
+    for as_one in (True, False):
         x = inputs["x"].detach().clone().requires_grad_()
-        results = run({**inputs, "x": x}, fused=fused)
+        results = run({**inputs, "x": x}, fused=as_one)
         found.append(torch.autograd.grad(results[result].square().sum(), x)[0])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-12)
 
