@@ -56,7 +56,7 @@ def compiled() -> Compiled | None:
         return None
     arguments = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     # The optimiser would move the constants of MD5 to where they are waited for.
-    return compile_assembly(_module(), {"digest": arguments}, passes=False)
+    return compile_assembly(_module(), {"digest": arguments}, passes="none")
 
 
 def _module() -> str:

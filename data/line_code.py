@@ -50,7 +50,7 @@ def compiled() -> Compiled | None:
         return None
     pointer = ctypes.c_void_p
     arguments = (pointer, ctypes.c_int64, pointer, pointer, pointer, pointer)
-    return compile_assembly(_module(), {"encode": arguments}, passes=True)
+    return compile_assembly(_module(), {"encode": arguments}, passes="variables")
 
 
 def _module() -> str:

@@ -9,8 +9,9 @@ import importlib.util
 import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+Passes = Literal["none", "variables", "all"]
 _LOCK = threading.Lock()
 
 
@@ -54,15 +55,15 @@ class Compiled:
 
 
 def compile_assembly(
-    assembly: str, functions: Mapping[str, tuple[Any, ...]], *, passes: bool
+    assembly: str, functions: Mapping[str, tuple[Any, ...]], *, passes: Passes
 ) -> Compiled:
     """Compile a module of LLVM's assembly language.
 
     Args:
         assembly: the text.
         functions: name of each function that Python calls, and the ctypes of its arguments.
-        passes: run LLVM's optimiser, without its vectorisers and its unroller; else the
-            instructions are selected as they are written.
+        passes: what LLVM may change before it selects instructions: "none"; "variables" to keep
+            those in registers; or "all", without its vectorisers and its unroller.
     """
     binding = llvm()
     with _LOCK:  # LLVM's own state is not made for two compiles at once
@@ -74,11 +75,7 @@ def compile_assembly(
             opt=2,
             jit=True,
         )
-        if passes:
-            options = binding.create_pipeline_tuning_options(speed_level=2)
-            options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-            builder = binding.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(parsed, builder)
+        _run_passes(passes, parsed, machine)
         engine = binding.create_mcjit_compiler(parsed, machine)
         engine.finalize_object()
         loaded = {
@@ -86,6 +83,18 @@ def compile_assembly(
             for name, arguments in functions.items()
         }
     return Compiled(engine, machine, loaded)
+
+
+def _run_passes(passes: Passes, parsed: Any, machine: Any) -> None:
+    options = llvm().create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm().create_pass_builder(machine, options)
+    manager = llvm().create_new_module_pass_manager()
+    if passes == "variables":
+        manager.add_sroa_pass()
+    elif passes == "all":
+        manager = builder.getModulePassManager()
+    manager.run(parsed, builder)
 
 
 class Assembly:

@@ -13,54 +13,33 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
-import importlib.util
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from dnassm.machine_code import Compiled, architecture, compile_assembly, has_features, llvm
 
 VECTOR_BYTES = 64
 NUMBER_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """Dtype -> the number by which code knows it at run time."""
 
 _I64 = "i64"
-_LOCK = threading.Lock()
 
 
-def missing() -> str | None:
-    """Why no vector code can be compiled here, or None."""
-    if importlib.util.find_spec("llvmlite") is None:
-        return "llvmlite is not installed (pip install llvmlite)"
-    return None
+def _ir() -> ModuleType:
+    """llvmlite's writer, imported at first use: who never runs a kernel does not wait for it."""
+    from llvmlite import ir
 
-
-@functools.cache
-def _llvmlite() -> tuple[ModuleType, ModuleType]:
-    """(ir, binding), imported at first use: who never runs a kernel on the CPU does not wait."""
-    from llvmlite import binding, ir
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    return ir, binding
-
-
-@functools.cache
-def has_features(*names: str) -> bool:
-    """Whether this is an x86 with these instructions, by LLVM's names."""
-    found = _llvmlite()[1].get_host_cpu_features()
-    return _architecture() in ("x86_64", "amd64") and all(found.get(name) for name in names)
+    llvm()
+    return ir
 
 
 @functools.cache
 def has_half() -> bool:
     """Whether the CPU converts float16 itself; elsewhere LLVM would call what may not exist."""
-    return _architecture() in ("aarch64", "arm64") or has_features("f16c")
-
-
-def _architecture() -> str:
-    return str(_llvmlite()[1].get_default_triple()).partition("-")[0]
+    return architecture() in ("aarch64", "arm64") or has_features("f16c")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,8 +124,7 @@ class Code:
     """
 
     def __init__(self, unit: Unit, name: str, arguments: Sequence[str]) -> None:
-        self.ir, _ = _llvmlite()
-        ir = self.ir
+        ir = self.ir = _ir()
         self.unit = unit
         self.int = ir.IntType(64)
         self.pointer = ir.PointerType()
@@ -388,19 +366,19 @@ class Unit:
     """Functions compiled together, for numbers of one precision."""
 
     def __init__(self, name: str, dtype: torch.dtype, *, portable: bool = False) -> None:
-        ir, binding = _llvmlite()
+        ir = _ir()
         self.has_avx512 = not portable and has_features("avx512f", "avx512dq")
         self.is_double = dtype == torch.float64
         self.itemsize = 8 if self.is_double else 4
         self.module = ir.Module(name)
-        self.module.triple = binding.get_default_triple()
+        self.module.triple = llvm().get_default_triple()
         self._declared: dict[str, Any] = {}
         self._entries: list[str] = []
 
     def declare(self, name: str, signature: Any) -> Any:
         """A function from outside, such as an intrinsic of LLVM."""
         if name not in self._declared:
-            self._declared[name] = _llvmlite()[0].Function(self.module, signature, name)
+            self._declared[name] = _ir().Function(self.module, signature, name)
         return self._declared[name]
 
     def entry(self, name: str, body: Code) -> None:
@@ -431,31 +409,5 @@ class Unit:
 
     def compile(self) -> Compiled:
         """Optimise and load."""
-        _, binding = _llvmlite()
-        with _LOCK:  # LLVM's own state is not made for two compiles at once
-            parsed = binding.parse_assembly(str(self.module))
-            parsed.verify()
-            machine = binding.Target.from_default_triple().create_target_machine(
-                cpu=binding.get_host_cpu_name(),
-                features=binding.get_host_cpu_features().flatten(),
-                opt=2,
-                jit=True,
-            )
-            options = binding.create_pipeline_tuning_options(speed_level=2)
-            options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-            passes = binding.create_pass_builder(machine, options)
-            passes.getModulePassManager().run(parsed, passes)
-            engine = binding.create_mcjit_compiler(parsed, machine)
-            engine.finalize_object()
-            signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-            functions = {n: signature(engine.get_function_address(n)) for n in self._entries}
-        return Compiled(engine, machine, functions)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """Machine code in memory, as long as this lives. ctypes calls it without Python's lock."""
-
-    engine: Any
-    machine: Any
-    functions: Mapping[str, Callable[[int], None]]
+        entries = dict.fromkeys(self._entries, (ctypes.c_void_p,))
+        return compile_assembly(str(self.module), entries, passes="all")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnassm import machine_code
 from dnassm.kernels import vector_code
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.causal_conv1d import cpu_code
@@ -38,7 +39,7 @@ def supports(call: Conv) -> str | None:
         return Elsewhere(f"runs on the CPU, x is on {call.x.device}")
     if call.width > WIDEST:
         return f"writes out at most {WIDEST} taps, got {call.width}"
-    reason = vector_code.missing()
+    reason = machine_code.missing()
     if reason is not None:
         return reason
     if dtype not in NUMBER_KINDS:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from dnassm.kernels.vector_code import NUMBER_KINDS, Code, Compiled, Unit, Value
+from dnassm.kernels.vector_code import NUMBER_KINDS, Code, Unit, Value
 from dnassm.kernels.vector_math import (
     LOG2_E,
     exp2,
@@ -22,6 +22,7 @@ from dnassm.kernels.vector_math import (
     write_tile_reader,
     write_tile_writer,
 )
+from dnassm.machine_code import Compiled
 
 TILE = 256
 """Positions of a piece: a sequence is cut into so long ones."""

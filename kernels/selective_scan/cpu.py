@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnassm import machine_code
 from dnassm.kernels import vector_code
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.memory import empty
@@ -41,7 +42,7 @@ def supports(scan: Scan) -> str | None:
         return Elsewhere("A is complex")
     if scan.A.shape[1] > _MOST_STATES:
         return f"N is {scan.A.shape[1]}, at most {_MOST_STATES}"
-    reason = vector_code.missing()
+    reason = machine_code.missing()
     if reason is not None:
         return reason
     sequences = (scan.x, scan.dt, scan.B, scan.C, *(() if scan.z is None else (scan.z,)))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dnassm.kernels.vector_code import VECTOR_BYTES, Code, Compiled, Unit, Value
+from dnassm.kernels.vector_code import VECTOR_BYTES, Code, Unit, Value
 from dnassm.kernels.vector_math import (
     LN_2,
     LOG2_E,
@@ -25,6 +25,7 @@ from dnassm.kernels.vector_math import (
     write_tile_reader,
     write_tile_writer,
 )
+from dnassm.machine_code import Compiled
 
 STEPS = 32
 """Steps per tile, and between two marks: the decays and states of four states fill 16 KiB."""

@@ -119,10 +119,10 @@ def peak_of_tokenizing(paths, store, jobs) -> int:
 @pytest.mark.parametrize(("kind", "jobs"), [("plain", 1), ("gzip", 1), ("plain", 2)])
 def test_memory_does_not_depend_on_the_length_of_the_genome(tmp_path, kind, jobs):
     # Of the bases only blocks of one size are ever in memory, and a bounded number of them waits
-    # for the threads: what 240 MB need, 3.1 GB need too.
+    # for the threads: what 240 MB need, 3.1 GB need too. From 64 MB on there is the compiler too.
     line = b"ACGTTGCAAC" * 6 + b"\n"
     peaks = []
-    for pieces in (5, 100):
+    for pieces in (30, 100):
         path = tmp_path / f"{pieces}.fa"
         with gzip.open(path, "wb", 1) if kind == "gzip" else path.open("wb") as file:
             file.write(b">chr1\n")
@@ -133,5 +133,5 @@ def test_memory_does_not_depend_on_the_length_of_the_genome(tmp_path, kind, jobs
         peaks.append(peak_of_tokenizing([path, small], tmp_path / f"{pieces}.store", jobs))
         codes = tmp_path / f"{pieces}.store" / "codes.bin"
         assert codes.stat().st_size == pieces * 40_000 * 60 + 4
-    assert peaks[1] < 150e6
+    assert peaks[1] < 200e6
     assert peaks[1] - peaks[0] < 15e6
