@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from dnassm.kernels.pieces import Cut
 
 KEEP = ("xz", "u", "x_dbl", "scan")
 """What the forward may keep for the backward: what is not kept is computed again."""
@@ -77,19 +79,6 @@ class State(NamedTuple):
     """(S, E, N)."""
 
 
-class Piece(NamedTuple):
-    """Whole rows [row, row_end) or a part of one row, positions [begin, end), 0-based half-open."""
-
-    row: int
-    row_end: int
-    begin: int
-    end: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This piece of (B, L, ...): a view whose first two axes can be joined."""
-        return tensor[self.row : self.row_end, self.begin : self.end]
-
-
 class Key(NamedTuple):
     """A tensor that is kept: its name, of which walk (-1: of all together), of which piece."""
 
@@ -128,41 +117,23 @@ class Block:
         conv = (self.sequences, walk.conv_weight.shape[1] - 1, self.inner)
         return conv, (self.sequences, *walk.A.shape)
 
-    def pieces(self) -> list[Piece]:
-        """As many rows as fit, or a row cut in equal parts; packed sequences stay together."""
+    @functools.cached_property
+    def cut(self) -> Cut:
+        """Groups of rows of like size, or rows in equal parts; packed sequences stay together."""
         batch, length, _ = self.x.shape
         row = length * self.inner * self.x.element_size()
         most = PIECE_BYTES.get(self.x.device.type, PIECE_BYTES["cuda"])
         budget = min(most, max(batch * row // 2, WHOLE_BYTES))
-        if row <= budget or self.cu_seqlens is not None:
-            rows = -(-batch // -(-batch // max(1, budget // row)))  # groups of like size
-            starts = range(0, batch, rows)
-            return [Piece(first, min(first + rows, batch), 0, length) for first in starts]
+        if self.cu_seqlens is not None:
+            budget = row
+        if row <= budget:
+            budget = row * -(-batch // -(-batch // (budget // row)))
         # A multiple of 128: as many steps lie between two marks of a scan.
-        steps = -(-length // -(-row // budget) // 128) * 128
-        return [
-            Piece(r, r + 1, begin, min(begin + steps, length))
-            for r in range(batch)
-            for begin in range(0, length, steps)
-        ]
-
-    def order(self, walk: Walk, *, backward: bool = False) -> list[tuple[int, Piece]]:
-        """Pieces with their numbers in the order in which the walk meets them, or against it."""
-        numbered = list(enumerate(self.pieces()))
-        return numbered[::-1] if walk.reverse != backward else numbered
-
-    def first(self, piece: Piece, *, reverse: bool) -> bool:
-        """Whether a walk enters its sequence with this piece."""
-        return piece.end == self.x.shape[1] if reverse else piece.begin == 0
-
-    def last(self, piece: Piece, *, reverse: bool) -> bool:
-        """Whether a walk ends its sequence with this piece."""
-        return self.first(piece, reverse=not reverse)
+        return Cut.of(batch, length, row=row, budget=budget, multiple=128)
 
     def leaves(self) -> Iterator[Key]:
         """Of what is kept, in the order in which the operator returns it."""
-        pieces = self.pieces() if self.keep else []
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(self.cut.pieces if self.keep else []):
             if "xz" in self.keep:
                 yield Key("xz", -1, number)
             if "scan" in self.keep:
@@ -174,7 +145,7 @@ class Block:
                     yield Key("x_dbl", index, number)
                 if "scan" in self.keep:
                     yield Key("marks", index, number)
-                if not self.first(piece, reverse=walk.reverse):
+                if not self.cut.first(piece, reverse=walk.reverse):
                     yield Key("conv", index, number)
                     yield Key("ssm", index, number)
 
@@ -183,8 +154,3 @@ def splits(walk: Walk) -> list[int]:
     """Widths of the low-rank step size, of B and of C in what x_weight gives."""
     states = walk.A.shape[1]
     return [walk.dt_weight.shape[1], states, states]
-
-
-def inner_dtype(tensor: Tensor) -> torch.dtype:
-    """Dtype of sums: float64 for float64, float32 for all else."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

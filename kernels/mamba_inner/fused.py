@@ -17,14 +17,8 @@ from torch import Tensor
 
 from dnassm.kernels.causal_conv1d.arguments import Conv
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
-from dnassm.kernels.mamba_inner.arguments import (
-    Block,
-    Key,
-    Piece,
-    Walk,
-    inner_dtype,
-    splits,
-)
+from dnassm.kernels.mamba_inner.arguments import Block, Key, Walk, splits
+from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
 
@@ -110,13 +104,13 @@ class Forward:
 
     def run(self) -> None:
         """Let one walk after the other go over the pieces, and project what the last leaves."""
-        walks = self.block.walks
+        walks, cut = self.block.walks, self.block.cut
         for index in range(len(walks)):
             ends: dict[int, States] = {}
             state = States(None, None)
-            for number, piece in self.block.order(walks[index]):
+            for number, piece in cut.order(reverse=walks[index].reverse):
                 state = self._piece(index, number, piece, state)
-                if self.block.last(piece, reverse=walks[index].reverse):
+                if cut.last(piece, reverse=walks[index].reverse):
                     ends[piece.row] = state
                 if index == len(walks) - 1:
                     self._project(number, piece)
@@ -140,7 +134,7 @@ class Forward:
     def _piece(self, index: int, number: int, piece: Piece, start: States) -> States:
         """One walk over one piece; its output is added to that of the walks before."""
         block, walk = self.block, self.block.walks[index]
-        if block.first(piece, reverse=walk.reverse):
+        if block.cut.first(piece, reverse=walk.reverse):
             start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
         self._keep("conv", index, number, start.conv)
         self._keep("ssm", index, number, start.ssm)
@@ -155,14 +149,15 @@ class Forward:
         self._keeps_output |= not _gives_output(block, scan)
         before = self._gated.get(number)
         self._gated[number] = y if before is None else before.add_(y)
-        if not block.last(piece, reverse=walk.reverse):  # exact, and its gradient is not rounded
+        if not block.cut.last(piece, reverse=walk.reverse):
+            # Exact, and so its gradient is not rounded.
             conv_state = conv_state.to(inner_dtype(conv_state))
         return States(conv_state, ssm_state)
 
     def _project(self, number: int, piece: Piece) -> None:
         gated = self._gated.pop(number)
         self._keep("y", -1, number, gated if self._keeps_output else gated.new_empty(0))
-        torch.mm(_flat(gated), self.block.out_weight.t(), out=_flat(piece.of(self.y)))
+        torch.mm(flat(gated), self.block.out_weight.t(), out=flat(piece.of(self.y)))
 
 
 def _joined(by_row: dict[int, States]) -> States:
@@ -178,14 +173,9 @@ def _together(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(found)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """(rows, T, ...) -> (rows T, numbers of a position)."""
-    return tensor.flatten(0, 1).flatten(1)
-
-
 def empty_kept(block: Block) -> list[Tensor]:
     """Tensors like those that `Forward` keeps, known from shapes alone."""
-    pieces = block.pieces()
+    pieces = block.cut.pieces
     return [_empty(block, name, walk, pieces[number]) for name, walk, number in block.leaves()]
 
 
@@ -232,23 +222,23 @@ class Backward:
     def run(self) -> None:
         """Fill `dx` and `sums`."""
         for index in reversed(range(len(self.block.walks))):
-            walk = self.block.walks[index]
+            walk, cut = self.block.walks[index], self.block.cut
             after, starts = States(None, None), {}
-            for number, piece in self.block.order(walk, backward=True):
-                if self.block.last(piece, reverse=walk.reverse):
+            for number, piece in cut.order(reverse=not walk.reverse):
+                if cut.last(piece, reverse=walk.reverse):
                     after = _rows(self.block, self.dstates[index], piece)
                 after = self._piece(index, number, piece, after)
-                if self.block.first(piece, reverse=walk.reverse):
+                if cut.first(piece, reverse=walk.reverse):
                     starts[piece.row] = after
             found = _joined(starts)
-            self.sums.add(index, "conv_state", found.conv)
-            self.sums.add(index, "ssm_state", found.ssm)
+            self.sums.add((index, "conv_state"), found.conv)
+            self.sums.add((index, "ssm_state"), found.ssm)
 
     def _piece(self, index: int, number: int, piece: Piece, after: States) -> States:
         """One walk over one piece: `after` are the gradients of the states that it left."""
         block, walk = self.block, self.block.walks[index]
         start = States(*(self.kept.get(Key(name, index, number)) for name in States._fields))
-        if block.first(piece, reverse=walk.reverse):
+        if block.cut.first(piece, reverse=walk.reverse):
             start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
         xz = self._projected(number, piece, last=index == 0)
         conv, dconv = _conv(block, walk, xz, start.conv), after.conv
@@ -265,8 +255,8 @@ class Backward:
             dconv = du.new_zeros(conv.state_shape)
         before = CONV.choose(block.backend, conv).backward(conv, du.view(conv.x.shape), dconv)
         del du
-        self.sums.add(index, "conv_weight", before.weight)
-        self.sums.add(index, "conv_bias", before.bias)
+        self.sums.add((index, "conv_weight"), before.weight)
+        self.sums.add((index, "conv_bias"), before.bias)
         self._project(number, piece, (before.x, dz), last=index == 0)
         return States(before.initial_state, dssm)
 
@@ -291,7 +281,7 @@ class Backward:
         self, index: int, number: int, piece: Piece, scan: Scan, dfinal: Tensor | None
     ) -> Gradients:
         """Through output projection and scan; what no other walk needs is written over."""
-        block, last, dy = self.block, index == 0, _flat(piece.of(self.dy))
+        block, last, dy = self.block, index == 0, flat(piece.of(self.dy))
         backend: Any = SCAN.choose(block.backend, scan)
         marks = self.kept.get(Key("marks", index, number))
         y = self.kept.get(Key("y", -1, number))
@@ -300,7 +290,7 @@ class Backward:
         again = y is not None and y.numel() == 0
         # What was kept is the sum over the walks: it counts once.
         if y is not None and not again and ("scan" not in block.keep or last):
-            self.sums.add(-1, "out_weight", dy.t() @ _flat(y))
+            self.sums.add((-1, "out_weight"), dy.t() @ flat(y))
         del y
         dgated = self._once("dgated", number, lambda: dy @ block.out_weight, last=last)
         if dfinal is None:
@@ -311,19 +301,19 @@ class Backward:
         result = backward(scan, marks, dgated.view(scan.x.shape), dfinal)
         found: Gradients = result[0] if again else result
         if again:
-            self.sums.add(-1, "out_weight", dy.t() @ _flat(result[1]))
+            self.sums.add((-1, "out_weight"), dy.t() @ flat(result[1]))
         return found
 
     def _maps(self, index: int, u: Tensor, x_dbl: Tensor, found: Gradients) -> Tensor:
         """Through the projections into the scan: the gradient of u, flat."""
         walk = self.block.walks[index]
         for name in ("A", "D", "dt_bias"):
-            self.sums.add(index, name, getattr(found, name))
-        low, ddt = _flat(x_dbl)[:, : splits(walk)[0]], _flat(found.dt)
-        self.sums.add(index, "dt_weight", ddt.t() @ low)
-        dx_dbl = torch.cat([ddt @ walk.dt_weight, _flat(found.B), _flat(found.C)], 1)
-        self.sums.add(index, "x_weight", dx_dbl.t() @ _flat(u))
-        return _flat(found.x).addmm_(dx_dbl, walk.x_weight)
+            self.sums.add((index, name), getattr(found, name))
+        low, ddt = flat(x_dbl)[:, : splits(walk)[0]], flat(found.dt)
+        self.sums.add((index, "dt_weight"), ddt.t() @ low)
+        dx_dbl = torch.cat([ddt @ walk.dt_weight, flat(found.B), flat(found.C)], 1)
+        self.sums.add((index, "x_weight"), dx_dbl.t() @ flat(u))
+        return flat(found.x).addmm_(dx_dbl, walk.x_weight)
 
     def _project(
         self, number: int, piece: Piece, halves: tuple[Tensor, Tensor], *, last: bool
@@ -333,34 +323,13 @@ class Backward:
         added = []
         for name, half in zip(names, halves, strict=True):
             other = self._held.pop((name, number), None)
-            added.append(_flat(half) if other is None else other.add_(_flat(half)))
+            added.append(flat(half) if other is None else other.add_(flat(half)))
         if not last:
             self._held |= {(n, number): half for n, half in zip(names, added, strict=True)}
             return
-        x, dx = _flat(piece.of(self.block.x)), _flat(piece.of(self.dx))
+        x, dx = flat(piece.of(self.block.x)), flat(piece.of(self.dx))
         before, gate = added
         torch.mm(before, self.block.in_weight[:inner], out=dx)
         dx.addmm_(gate, self.block.in_weight[inner:])
-        self.sums.add(-1, "before", before.t() @ x)
-        self.sums.add(-1, "gate", gate.t() @ x)
-
-
-class Sums:
-    """Gradients of parameters, added over pieces in float32 at least."""
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], Tensor] = {}
-
-    def add(self, walk: int, name: str, value: Tensor | None) -> None:
-        """Add to the gradient `name` of a walk, -1 for what all share."""
-        if value is None:
-            return
-        before = self._sums.get((walk, name))
-        if before is not None:
-            wide = torch.promote_types(value.dtype, torch.float32)
-            value = before.to(wide) + value
-        self._sums[walk, name] = value
-
-    def get(self, walk: int, name: str, like: Tensor) -> Tensor:
-        """The sum in the dtype of the parameter."""
-        return self._sums[walk, name].to(like.dtype)
+        self.sums.add((-1, "before"), before.t() @ x)
+        self.sums.add((-1, "gate"), gate.t() @ x)

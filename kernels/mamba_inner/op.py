@@ -78,13 +78,13 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     with torch.no_grad(), without_autocast(block.x.device):
         backward.run()
         sums, x = backward.sums, block.x
-        halves = [sums.get(-1, half, block.in_weight) for half in ("before", "gate")]
+        halves = [sums.get((-1, half), block.in_weight) for half in ("before", "gate")]
         dwalks = [
-            x.new_empty(0) if tensor is None else sums.get(index, name, tensor)
+            x.new_empty(0) if tensor is None else sums.get((index, name), tensor)
             for index, walk in enumerate(block.walks)
             for name, tensor in walk.tensors().items()
         ]
-        dout = sums.get(-1, "out_weight", block.out_weight)
+        dout = sums.get((-1, "out_weight"), block.out_weight)
         return backward.dx, torch.cat(halves), dout, dwalks
 
 

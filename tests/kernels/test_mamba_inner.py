@@ -51,7 +51,7 @@ def count_pieces(case: Case, inputs: Inputs) -> int:
     block = arguments.Block(
         inputs.x, inputs.in_weight, inputs.out_weight, inputs.walks, None, False, (), "auto"
     )
-    return len(block.pieces())
+    return len(block.cut.pieces)
 
 
 # Fused and composed are one
@@ -314,7 +314,7 @@ def test_what_is_kept_follows_the_size_of_the_call():
 def test_pieces_follow_the_size_of_the_call(shape, pieces):
     x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
     out = torch.empty(shape[2], 2 * shape[2], dtype=torch.bfloat16, device="meta")
-    found = arguments.Block(x, out, out, (), None, False, (), "auto").pieces()
+    found = arguments.Block(x, out, out, (), None, False, (), "auto").cut.pieces
     assert len(found) == pieces
     sizes = {(p.row_end - p.row) * (p.end - p.begin) for p in found}
     assert sizes == {shape[0] * shape[1] // pieces}
