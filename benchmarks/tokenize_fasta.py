@@ -68,7 +68,8 @@ def compress(source: Path, target: Path) -> int:
     That takes a minute per gigabyte: a quarter of the first contig is packed, twenty times.
     """
     with source.open("rb") as file:
-        header, lines = file.readline(), file.readlines(source.stat().st_size // CONTIGS)[::4]
+        header, begin = file.readline(), file.readlines(source.stat().st_size // CONTIGS)
+    lines = [line for line in begin if not line.startswith(b">")][::4]
     member = gzip.compress(b"".join(lines), 6)
     with target.open("wb") as file:
         file.write(gzip.compress(header))
