@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "all kept": {"keep": KEEP},
     "u, x_dbl, scan kept": {"keep": ("u", "x_dbl", "scan")},
+    "xz, x_dbl, scan kept": {"keep": ("xz", "x_dbl", "scan")},
     "x_dbl, scan kept": {"keep": ("x_dbl", "scan")},
     "nothing kept": {"keep": ()},
     "composed": {"fused": False},

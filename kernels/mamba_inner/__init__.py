@@ -92,8 +92,8 @@ def mamba_inner(
         keep: what the backward shall find instead of computing it again, of "xz" (the input
             projection), "u" (output of the convolution), "x_dbl" (step size of low rank, B and C)
             and "scan" (marks, and the gated output where the backward of the scan does not give
-            it again). None: all but "u" on a CPU; elsewhere "x_dbl" and "scan", of calls of up to
-            512 MiB of xz that too, and of up to 128 MiB of u all.
+            it again). None: all but "u" on a CPU; elsewhere "x_dbl" and "scan", and "xz" and "u"
+            where they take at most 256 MiB.
         backend: "auto" or a name that both operators have.
 
     Returns:

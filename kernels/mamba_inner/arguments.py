@@ -20,8 +20,8 @@ STATES = "states"
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 # A call of more than this is cut in two at least: what lives for a moment is then half.
 WHOLE_BYTES = 128 << 20
-# Bytes of what a GPU keeps of a call without being asked.
-KEPT_BYTES = {"xz": 512 << 20, "u": 128 << 20}
+# A GPU keeps xz, and u, without being asked where it takes no more than this.
+KEPT_BYTES = 256 << 20
 
 
 def default_keep(x: Tensor, inner: int) -> tuple[str, ...]:
@@ -29,8 +29,7 @@ def default_keep(x: Tensor, inner: int) -> tuple[str, ...]:
     if x.device.type == "cpu":
         return ("xz", "x_dbl", "scan")
     size = x.shape[0] * x.shape[1] * inner * x.element_size()
-    sizes = {"xz": 2 * size, "u": size}
-    small = [name for name, most in KEPT_BYTES.items() if sizes[name] <= most]
+    small = [name for name, bytes_ in (("xz", 2 * size), ("u", size)) if bytes_ <= KEPT_BYTES]
     return (*small, "x_dbl", "scan")
 
 

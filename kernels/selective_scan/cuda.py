@@ -372,7 +372,7 @@ class _Walk:
             256,
             [ends, sums, self.A, first, starts, states, total, count, chunk // steps, int(adjoint)],
         )
-        self.give(starts=starts, chunk=chunk, chunks=self.chunks)
+        self.give(starts=starts, chunk=chunk, chunks=self.chunks, ends=None, sums=None)
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
