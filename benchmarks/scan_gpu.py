@@ -7,8 +7,10 @@ ready, with an empty kernel cache and with a full one.
 
 bf16, N 16, z + D + dt_bias + softplus, on tensors as a Mamba block leaves them: x and z are the
 halves of one projection, B and C slices of another. A = -(1 ... 16), steps log-uniform in
-[1e-3, 0.1] per channel (Mamba's initialisation) with noise of 0.5 before the softplus. `exact`
-forbids to leave out what decayed below 2^-40.
+[1e-3, 0.1] per channel (Mamba's initialisation) with noise of 0.5 before the softplus. Channels lie
+in `ascending` order of their steps, as dnassm's mixer initialises them, or in `random` order, as
+mamba_ssm's does: a kernel may leave early only what all channels side by side have forgotten.
+`exact` forbids to leave out what decayed below 2^-40.
 
 Medians of CUDA events after a warm-up, the cache overwritten before each call and calls queued.
 `extra` is the peak of forward + backward beyond inputs, output, its gradient and the gradients of
@@ -18,6 +20,7 @@ the inputs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -43,6 +46,7 @@ SHAPES = [
     (8, 1536, 1 << 13),
     (64, 512, 1 << 10),
 ]
+ORDERS = ("ascending", "random")
 STATES, RANK = 16, 16
 # mamba_ssm 2.3.2 on an H200, forward and backward, measured once on the same kind of machine.
 PEER = dict(
@@ -55,8 +59,8 @@ PEER = dict(
 COPY_PER_S, EX2_PER_S = 4.24e12, 4.18e12  # of an H200, measured
 
 
-def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
-    """Tensors of a Mamba block at its initialisation."""
+def inputs(batch: int, channels: int, length: int, order: str = "ascending") -> dict[str, Tensor]:
+    """Tensors of a Mamba block at its initialisation; `order`: of the channels' steps."""
     generator = torch.Generator(device="cuda").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -65,6 +69,8 @@ def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
     x, z = normal(batch, length, 2 * channels).chunk(2, dim=2)
     maps = normal(batch, length, RANK + 2 * STATES)[:, :, RANK:].unflatten(2, (2, 1, STATES))
     share = torch.rand(channels, generator=generator, device="cuda")
+    if order == "ascending":
+        share = share.sort().values
     step = torch.exp(share * 4.6 - 6.9)
     return {
         "x": x,
@@ -79,10 +85,10 @@ def inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
 
 
 def measure(
-    shape: tuple[int, int, int], backend: str, rounds: int, *, exact: bool
+    shape: tuple[int, int, int], order: str, backend: str, rounds: int, *, exact: bool
 ) -> dict[str, Any]:
     """Times and memory of one shape."""
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs(*shape).items()}
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs(*shape, order).items()}
     how = {"backend": backend, "exact": exact}
     with torch.no_grad():
         forward = milliseconds(lambda: selective_scan(**leaves, **how), rounds)
@@ -165,13 +171,13 @@ def main() -> None:
     arguments = parser.parse_args()
     header = {"what": "selective scan on a GPU, bf16, N 16, medians in ms", **describe()}
     rows = []
-    for shape in SHAPES:
-        row = measure(shape, arguments.backend, arguments.rounds, exact=arguments.exact)
+    for shape, order in itertools.product(SHAPES, ORDERS):
+        row = measure(shape, order, arguments.backend, arguments.rounds, exact=arguments.exact)
         peer = dict(zip(("peer_forward_ms", "peer_backward_ms"), PEER[shape], strict=True))
-        rows.append({"shape_BDL": shape, **row, **peer, **floors(shape)})
+        rows.append({"shape_BDL": shape, "order": order, **row, **peer, **floors(shape)})
         torch.cuda.empty_cache()
         figures = (f"{row[key]:.3f}" for key in ("forward_ms", "backward_ms", "extra_gib"))
-        print(shape, *figures, file=sys.stderr)
+        print(shape, order, *figures, file=sys.stderr)
     result = {
         **header,
         "startup": startup(),

@@ -69,14 +69,20 @@ class Mamba(SequenceMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as section 3.6 and appendix E.2 of the paper: S4D-Real A, dt log-uniform."""
+        """Initialise as section 3.6 and appendix E.2 of the paper: S4D-Real A, dt log-uniform.
+
+        The steps lie in ascending order along the channels.
+        """
         bound = 1 / math.sqrt(self.config.d_conv)
         nn.init.uniform_(self.conv_weight, -bound, bound)
         nn.init.uniform_(self.conv_bias, -bound, bound)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
         with torch.no_grad():
-            dt = torch.exp(torch.rand(self.d_inner) * (high - low) + low).clamp(min=1e-4)
+            # Channels are exchangeable. In order of their steps, those that a kernel walks side by
+            # side forget at the same time, and what is forgotten is left (selective_scan, cuda).
+            share = torch.rand(self.d_inner).sort().values
+            dt = torch.exp(share * (high - low) + low).clamp(min=1e-4)
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
             self.A_log.copy_(torch.log(torch.arange(1.0, self.config.d_state + 1)))
             self.D.fill_(1.0)

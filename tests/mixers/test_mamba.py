@@ -109,6 +109,7 @@ def test_steps_start_log_uniform_between_their_bounds():
     histogram = torch.histc(share, bins=10, min=0, max=1) / len(dt)
     # 4096 draws: a tenth of them is 410 +- 19.
     assert (histogram - 0.1).abs().max() < 0.025
+    assert torch.equal(dt, dt.sort().values)
 
 
 def test_steps_follow_their_options():
