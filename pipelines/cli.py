@@ -1,7 +1,8 @@
 """The `dnassm` command: every file beside this one is a command of the same name.
 
 A command's module imports only click at its top; torch and friends load inside the command, so that
-``--help`` answers at once. A DnassmError becomes one line on stderr and exit code 1.
+``--help`` answers at once. A DnassmError, or a path that the system refuses, becomes one line on
+stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: runs the command and turns a DnassmError into one line."""
+    """Entry point: runs the command; a DnassmError, or a path the system refuses, is one line."""
     try:
         cli.main(prog_name="dnassm", standalone_mode=False)
     except Interrupted as stop:
@@ -61,6 +62,12 @@ def main() -> None:
         sys.exit(130)
     except DnassmError as error:
         click.echo(f"dnassm: error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # of no file: not the user's to mend
+            raise
+        reason = f"{error.filename}: {error.strerror}; check the path and the disk"
+        click.echo(f"dnassm: error: {reason}", err=True)
         sys.exit(1)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
