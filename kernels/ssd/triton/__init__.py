@@ -175,12 +175,14 @@ def _slabs(
     through = run.new(slots, run.units)
     by_channel = call.D is not None and call.D.dim() == 2
     # What every chunk adds to dA, dbias and dD; an empty chunk leaves it as it is.
-    added = run.new(slots, 3, heads).zero_()
-    of_channels = run.new(slots if by_channel else 1, heads, channels).zero_()
+    added = run.new(slots, 3, heads)
+    of_channels = run.new(slots if by_channel else 1, heads, channels)
     totals = [torch.zeros_like(part[0], dtype=torch.float64) for part in (added, of_channels)]
     strides = tuple(tensor.stride() for tensor in (dx, dB, dC))
     for first in range(0, segments, at_once):
         count = min(at_once, segments - first)
+        for part in (added, of_channels):
+            part.zero_()
         for adjoint in (False, True):
             start = (marks[adjoint], through, kept, through, dinitial, first)
             run.launch("walk_kernel", run.units * count, *start, ADJOINT=adjoint, KEEP=True)

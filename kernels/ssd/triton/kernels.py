@@ -15,6 +15,7 @@ from dnassm.kernels.ssd.triton.tiles import (
     _VARYING,
     _along,
     _between,
+    _causal,
     _chunk,
     _chunks_of,
     _decay,
@@ -27,6 +28,7 @@ from dnassm.kernels.ssd.triton.tiles import (
     _state_size,
     _steps,
     _store_map,
+    _sums,
     _tile,
     _times,
     _unit,
@@ -273,6 +275,7 @@ def forward_kernel(
     of_head, at, inside = _tile(unit, sizes, STATES)
     marks += segment * _state_size(sizes) + of_head
     h = tl.load(marks + at, mask=inside, other=0.0)
+    causal = _causal(STEPS, "t")
     for now in range(_chunks_of(place, sizes, STEPS)):
         chunk = _chunk(place, now, STEPS, REVERSE)
         of_steps = (segment * chunks + now) * shape[0] + head
@@ -284,7 +287,8 @@ def forward_kernel(
         b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
         c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
         weights = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
-        weights = weights * _between(steps, of_steps, STEPS, EXACT, "t") * d[None, :]
+        sums = _sums(steps, of_steps, STEPS, EXACT, "t")
+        weights = weights * tl.exp(tl.where(causal, sums, float("-inf"))) * d[None, :]
         out = _dot(c, h, tl.zeros([STEPS, WIDTH], tl.float32), EXACT, "a b'")
         out = out * since[:, None]
         out = _dot(weights, x, out, EXACT, "a b")
@@ -349,9 +353,11 @@ def pairs_kernel(
     b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
     c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
     units = heads // groups * tl.cdiv(width, WIDTH)
+    causal = _causal(STEPS, "s")
     products = _dot(b, c, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+    products = tl.where(causal, products, 0.0)
     at = tl.arange(0, STEPS)
-    after = at[:, None] > at[None, :]
+    after = tl.where(at[:, None] > at[None, :], 1.0, 0.0)
     total = tl.zeros([STEPS, STEPS], tl.float32)
     for k in range(units):
         number = group * units + k
@@ -369,8 +375,8 @@ def pairs_kernel(
         received = received * d[:, None]
         total += received
         # Over all t after u, then over all s up to u.
-        reached = _dot(received * products, after.to(tl.float32), zeros, EXACT, "a b", "a")
-        across = tl.sum(tl.where(at[:, None] <= at[None, :], reached, 0.0), 0)
+        reached = _dot(received * products, after, zeros, EXACT, "a b", "a")
+        across = tl.sum(tl.where(causal, reached, 0.0), 0)
         both = x.to(tl.float32) * gy.to(tl.float32)
         tl.store(_vector(vectors[0], to, STEPS), by_inflow)
         tl.store(_vector(vectors[1], to, STEPS), across)
@@ -378,6 +384,7 @@ def pairs_kernel(
         if BY_CHANNEL:
             of_channels = by_channel + (slot * heads + head) * width + channel
             tl.store(of_channels, tl.sum(both, 0), mask=real)
+    total = tl.where(causal, total, 0.0)
     pairs += (slot * groups + group) * STEPS * STEPS
     tl.store(pairs + at[:, None] * STEPS + at[None, :], total.to(pairs.dtype.element_ty))
 
@@ -428,6 +435,7 @@ def into_kernel(
     c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
     units = heads // groups * tl.cdiv(width, WIDTH)
     products = _dot(b, c, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+    products = tl.where(_causal(STEPS, "s"), products, 0.0)
     found = tl.zeros([STEPS, STATES], tl.float32)
     for k in range(units):
         number = group * units + k
@@ -508,6 +516,7 @@ def out_kernel(
     found = tl.zeros([STEPS, STATES], tl.float32)
     if GATED:
         products = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+        products = tl.where(_causal(STEPS, "t"), products, 0.0)
     for k in range(units):
         number = group * units + k
         unit = _unit(number, sizes, WIDTH)

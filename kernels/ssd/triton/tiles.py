@@ -258,22 +258,38 @@ def _vector(scratch, number, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _between(steps, number, STEPS: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr):
-    """(t, s), or (s, t) if ROWS is "s": what of position s is left at t; 0 where s > t.
-
-    No positive sum is exponentiated.
-    """
+def _causal(STEPS: tl.constexpr, ROWS: tl.constexpr):
+    """(t, s), or (s, t) if ROWS is "s": whether s <= t."""
     at = tl.arange(0, STEPS)
-    high = tl.load(_vector(steps[1], number, STEPS))
-    sums = high[:, None] - high[None, :]
-    if EXACT != "":  # below the rounding to bfloat16, and registers are few
-        low = tl.load(_vector(steps[2], number, STEPS))
-        sums += low[:, None] - low[None, :]
     reached = at[:, None] >= at[None, :]
     if ROWS == "s":
-        sums = -sums
         reached = at[:, None] <= at[None, :]
-    return tl.exp(tl.where(reached, sums, float("-inf")))
+    return reached
+
+
+@triton.jit
+def _between(steps, number, STEPS: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr):
+    """(t, s), or (s, t) if ROWS is "s": what of position s is left at t >= s; up to 1 elsewhere.
+
+    No positive sum is exponentiated. A mask here would be made anew for every head.
+    """
+    return tl.exp(tl.minimum(_sums(steps, number, STEPS, EXACT, ROWS), 0.0))
+
+
+@triton.jit
+def _sums(steps, number, STEPS: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr):
+    """(t, s), or (s, t) if ROWS is "s": the sum of d A after position s up to t."""
+    high = tl.load(_vector(steps[1], number, STEPS))
+    sums = high[:, None] - high[None, :]
+    if ROWS == "s":
+        sums = high[None, :] - high[:, None]
+    if EXACT != "":  # below the rounding to bfloat16, and registers are few
+        low = tl.load(_vector(steps[2], number, STEPS))
+        if ROWS == "s":
+            sums += low[None, :] - low[:, None]
+        else:
+            sums += low[:, None] - low[None, :]
+    return sums
 
 
 @triton.jit
