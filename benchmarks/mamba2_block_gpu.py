@@ -32,7 +32,7 @@ from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.causal_conv1d import causal_conv1d
 from dnassm.kernels.mamba2_inner import mamba2_inner
-from dnassm.kernels.mamba2_inner.arguments import DEFAULT_KEEP, KEEP, PIECE_BYTES
+from dnassm.kernels.mamba2_inner.arguments import KEEP, PIECE_BYTES
 from dnassm.kernels.norm import norm
 from dnassm.kernels.ssd import ssd
 
@@ -198,7 +198,6 @@ def main() -> None:
     parser.add_argument("--piece-mib", type=int, nargs="+", default=[PIECE_BYTES["cuda"] >> 20])
     options = parser.parse_args()
     header = {"what": "Mamba-2 block on a GPU, bf16, medians", **describe()}
-    header["kept"] = ", ".join(DEFAULT_KEEP["cuda"])
     rows = []
     for shape in SHAPES:
         shared = {**floors(shape), **parts(shape, options.rounds)}

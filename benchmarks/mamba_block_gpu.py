@@ -65,7 +65,7 @@ def inputs(batch: int, width: int, length: int) -> tuple[list[Tensor], Walk]:
         return found.div_(shape[-1] ** 0.5)
 
     inner, rank = 2 * width, -(-width // 16)
-    share = torch.rand(inner, generator=generator, device="cuda")
+    share = torch.rand(inner, generator=generator, device="cuda").sort().values  # as the mixer
     step = torch.exp(share * 4.6 - 6.9)
     walk = Walk(
         conv_weight=normal(inner, TAPS, dtype=torch.float32),

@@ -17,12 +17,12 @@ from dnassm.errors import ShapeError
 from dnassm.kernels.backends import Backends
 from dnassm.kernels.mamba2_inner import op
 from dnassm.kernels.mamba2_inner.arguments import (
-    DEFAULT_KEEP,
     KEEP,
     STATES,
     TENSORS,
     Block,
     State,
+    default_keep,
 )
 from dnassm.kernels.mamba2_inner.composed import composed
 
@@ -135,7 +135,7 @@ def mamba2_inner(
         fused: False composes the public operators; the values and gradients are the same.
         keep: what the backward shall find instead of computing it again, of "projected" (the input
             projection), "convolved", "scan" (what SSD gave, and its marks) and "normed". None: all
-            on a CPU, "projected" and "scan" elsewhere.
+            on a CPU, elsewhere "projected" and "scan", the others where they take at most 256 MiB.
         backend: "auto" or a name that all three operators have.
 
     Returns:
@@ -150,7 +150,8 @@ def mamba2_inner(
     """
     _check_input(x, cu_seqlens)
     x, in_weight, out_weight = _autocast(x, in_weight, out_weight)
-    keep = DEFAULT_KEEP.get(x.device.type, DEFAULT_KEEP["cuda"]) if keep is None else tuple(keep)
+    if keep is None:
+        keep = default_keep(x, out_weight.shape[1:].numel(), conv_weight.shape[:1].numel())
     block = Block(
         x,
         in_weight,
@@ -169,7 +170,7 @@ def mamba2_inner(
         float(dt_limit[1]),
         eps,
         reverse,
-        keep,
+        tuple(keep),
         backend,
     )
     _check(block)

@@ -18,11 +18,22 @@ KEEP = {
 """What the forward may keep for the backward, and of which tensors it consists."""
 STATES = "states"
 """What is kept at least where there is a backward: the states between pieces."""
-DEFAULT_KEEP: dict[str, tuple[str, ...]] = {"cpu": tuple(KEEP), "cuda": ("projected", "scan")}
+# A GPU keeps what else there is without being asked where it takes no more than this.
+KEPT_BYTES = 256 << 20
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 """Of one (rows, T, E) tensor of a piece; about six of them are alive at once."""
 _MULTIPLE = 64
 """Positions of a chunk of SSD."""
+
+
+def default_keep(x: Tensor, inner: int, convolved: int) -> tuple[str, ...]:
+    """What is kept unless the caller says: on a GPU more of small calls than of large ones."""
+    if x.device.type == "cpu":
+        return tuple(KEEP)
+    position = x.shape[0] * x.shape[1] * x.element_size()
+    widths = {"projected": 0, "convolved": convolved, "scan": 0, "normed": inner}
+    return tuple(name for name, width in widths.items() if position * width <= KEPT_BYTES)
+
 
 TENSORS = (
     "x",
@@ -101,6 +112,16 @@ class Block:
     def splits(self) -> list[int]:
         """Widths of the gate, of what is convolved and of the step size in the projection."""
         return [self.inner, self.convolved, self.heads]
+
+    @property
+    def padded(self) -> int:
+        """W: numbers in a row of the projection, so that every row begins where 16 of them do."""
+        return -(-sum(self.splits) // 16) * 16
+
+    def parts(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Gate, what is convolved and step size, as slices of the projection."""
+        parts: tuple[Tensor, ...] = projected[..., : sum(self.splits)].split(self.splits, dim=-1)
+        return parts
 
     @property
     def sequences(self) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dnassm.kernels.causal_conv1d.arguments import Conv
@@ -38,7 +37,7 @@ def supports(block: Block) -> str | None:
 
 def _conv(block: Block, projected: Tensor, state: Tensor | None) -> Conv:
     return Conv(
-        x=projected.split(block.splits, dim=2)[1],
+        x=block.parts(projected)[1],
         weight=block.conv_weight,
         bias=block.conv_bias,
         initial_state=state,
@@ -52,7 +51,7 @@ def _ssd(block: Block, projected: Tensor, convolved: Tensor, state: Tensor | Non
     x, B, C = block.maps(convolved)
     return Ssd(
         x=x,
-        dt=projected.split(block.splits, dim=2)[2],
+        dt=block.parts(projected)[2],
         A=block.A,
         B=B,
         C=C,
@@ -75,7 +74,7 @@ def _norm(block: Block, projected: Tensor, scanned: Tensor) -> Norm:
         weight=block.norm_weight,
         bias=None,
         residual=None,
-        gate=projected.split(block.splits, dim=2)[0],
+        gate=block.parts(projected)[0],
         centred=False,
         eps=block.eps,
         groups=block.groups,
@@ -101,8 +100,12 @@ class _Work:
 
     @functools.cached_property
     def projected(self) -> Tensor:
-        """(rows, T, E + (E + 2GN) + H): gate, what is convolved, step size."""
-        return F.linear(self.piece.of(self.block.x), self.block.in_weight)
+        """(rows, T, W): gate, what is convolved, step size, and what fills the row up."""
+        x, weight = self.piece.of(self.block.x), self.block.in_weight
+        rows = x.new_empty(*x.shape[:2], self.block.padded)
+        torch.mm(flat(x), weight.t(), out=flat(rows)[:, : len(weight)])
+        flat(rows)[:, len(weight) :] = 0  # what is kept is a result, the same every time
+        return rows
 
     @functools.cached_property
     def convolved(self) -> Tensor:
@@ -162,11 +165,11 @@ def _empty(block: Block, name: str, piece: Piece) -> Tensor:
     if name == "ssm":
         return block.A.new_empty(1, *ssm[1:])
     if name == "marks":
-        call = _ssd(block, along(sum(block.splits)), along(block.convolved), None)
+        call = _ssd(block, along(block.padded), along(block.convolved), None)
         return x.new_empty(SSD.choose(block.backend, call).marks_shape(call), dtype=call.inner)
     if name == "scanned":
         return x.new_empty(*x.shape[:2], *ssm[1:3])
-    widths = {"projected": sum(block.splits), "convolved": block.convolved, "normed": block.inner}
+    widths = {"projected": block.padded, "convolved": block.convolved, "normed": block.inner}
     return along(widths[name])
 
 

@@ -113,7 +113,9 @@ def _gradients(
     slab = walk.slab(rows)
     dmaps = marks.new_empty(rows * min(slab, walk.length), 2 * shape.padded)
     for begin in reversed(range(0, walk.length, slab)):
-        walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=y, dy=dy, **along)
+        # y lies as dx does: where it is not asked for, dx says how.
+        output = along["dx"] if y is None else y
+        walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=output, dy=dy, **along)
         width = shape.threads // 32
         chunks = walk.cut((width,), width * shape.resident, pre_pass=0.15)
         walk.start(carry, adjoint=True)
@@ -129,14 +131,17 @@ def _gradients(
 
 
 def _along(walk: _Walk, dy: Tensor) -> dict[str, Tensor]:
-    """Where the gradients of x, dt and z go: over dy, dt and z, or into new tensors."""
+    """Where the gradients of x, dt and z go: over dy, dt and z, or into new tensors.
+
+    The kernel writes dx, ddt and y at the same places: dy and dt are taken only as they would lie.
+    """
     scan, given = walk.scan, walk.sequences
     over = {"dx": ("dy", dy), "ddt": ("dt", given["dt"])}
     if scan.z is not None:
         over["dz"] = ("z", given["z"])
     return {
         gradient: source
-        if name in scan.overwrite
+        if name in scan.overwrite and (name == "z" or source.is_contiguous())
         else torch.empty_like(source, memory_format=torch.contiguous_format)
         for gradient, (name, source) in over.items()
     }
@@ -324,7 +329,8 @@ class _Walk:
     def _enter(self, name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
         address, size = self._address(tensor), tensor.element_size()
         self._given[name] = address
-        for axis, stride in zip(axes, tensor.stride(), strict=False):
+        strides = () if name in _LIKE_Y else tensor.stride()
+        for axis, stride in zip(axes, strides, strict=False):
             backwards = axis == "t" and self.scan.reverse
             self._given[name + axis] = -stride if backwards else stride
         if "g" not in axes:
@@ -451,6 +457,10 @@ class _Walk:
             if aligned and fits:
                 return count
         return 1
+
+
+_LIKE_Y = ("dx", "ddt")
+"""What the kernels take no strides of: those of y serve."""
 
 
 @functools.cache

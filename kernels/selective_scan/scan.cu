@@ -90,8 +90,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
       i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
-      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 ddtb, i64 ddtt, i64 dzb,    \
-      i64 dzt, i64 marks_b
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dzb, i64 dzt, i64 marks_b
 
 // ---------------------------------------------------------------- arithmetic
 
@@ -821,6 +820,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const T *pd = dt + batch * dtb + me.channel + Rows::start(dtt);
     const T *pz = z + batch * zb + me.channel + Rows::start(zt);
     const T *pg = dy + batch * dyb + me.channel + Rows::start(dyt);
+    const i64 out = batch * yb + me.channel + Rows::start(yt);  // dx, ddt and y lie alike
+    const i64 out_of_gate = batch * dzb + me.channel + Rows::start(dzt);
 
     for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
       const i64 t0 = begin + segment * CK;
@@ -1009,16 +1010,16 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         }
         __syncwarp();
         {
-          const auto write = [&](Tile &tile, T *to, i64 row, i64 step) {
+          const auto write = [&](Tile &tile, T *to, i64 stride) {
             Rows result;
             EACH_ROUND(r) result.set(r, tile.at(r));
-            result.store(to + batch * row + me.channel + t * step + Rows::start(step), step, steps, me.valid);
+            result.store(to, stride, steps, me.valid);
           };
-          write(work.value, dx, dxb, dxt);
-          write(work.size, ddt, ddtb, ddtt);
-          if (HAS_Z) write(work.slope, dz, dzb, dzt);
+          write(work.value, dx + out + t * yt, yt);
+          write(work.size, ddt + out + t * yt, yt);
+          if (HAS_Z) write(work.slope, dz + out_of_gate + t * dzt, dzt);
 #if OUTPUT
-          write(work.output, y, yb, yt);
+          write(work.output, y + out + t * yt, yt);
 #endif
         }
         __syncthreads();

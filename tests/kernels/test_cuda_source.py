@@ -196,8 +196,8 @@ def test_every_gradient_is_written_by_its_own_strides(planned):
         for *_, arguments, _ in kernel.launches:
             given = dict(zip(cuda._parameters(), arguments, strict=True))
             assert given["dz"] == given["z"] == call.z.data_ptr()
-            assert (given["zt"], given["dzt"], given["dxt"]) == (128, 128, 64)
-            assert bool(given["y"]) == bool(kernel.macros["OUTPUT"])
+            assert (given["zt"], given["dzt"], given["yt"]) == (128, 128, 64)
+            assert (given["y"] != given["dx"]) == bool(kernel.macros["OUTPUT"])
 
 
 def test_the_source_includes_nothing():

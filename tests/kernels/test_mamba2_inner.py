@@ -263,12 +263,13 @@ def numbers_kept(keep: tuple[str, ...], **options: object) -> float:
 def test_the_backward_holds_what_is_kept_and_nothing_else():
     inner, convolved = LONG.inner, LONG.inner + 2 * LONG.states
     assert numbers_kept(()) == 0
-    assert numbers_kept(("projected",)) == inner + convolved + LONG.heads
+    projected = 160  # inner + convolved + heads = 148, up to the next 16
+    assert numbers_kept(("projected",)) == projected
     assert numbers_kept(("convolved",)) == convolved
     assert numbers_kept(("scan",), backend="portable") == inner
     assert numbers_kept(("normed",)) == inner
-    everything = numbers_kept(ALL, backend="portable")
-    assert everything == 3 * inner + 2 * convolved + LONG.heads
+    assert numbers_kept(ALL, backend="portable") == projected + 2 * inner + convolved
+    everything = 3 * inner + 2 * convolved + LONG.heads
     assert numbers_kept((), fused=False, backend="portable") >= everything
 
 

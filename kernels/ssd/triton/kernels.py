@@ -434,8 +434,8 @@ def into_kernel(
     b = _map(inputs[3], strides[3], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
     c = _map(inputs[4], strides[4], place, chunk, group, sizes, STATES, STEPS, REVERSE, WIDE)
     units = heads // groups * tl.cdiv(width, WIDTH)
-    products = _dot(b, c, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
-    products = tl.where(_causal(STEPS, "s"), products, 0.0)
+    products = _dot(c, b, tl.zeros([STEPS, STEPS], tl.float32), EXACT, "a b'")
+    products = tl.where(_causal(STEPS, "t"), products, 0.0)
     found = tl.zeros([STEPS, STATES], tl.float32)
     for k in range(units):
         number = group * units + k
@@ -453,8 +453,9 @@ def into_kernel(
         found = _dot(x.to(tl.float32) * (d * until)[:, None], after, found, EXACT, "a b", "a")
         q = _dot(b, after, tl.zeros([STEPS, WIDTH], tl.float32), EXACT, "a b'") * until[:, None]
         tl.store(_vector(vectors[3], to, STEPS), tl.sum(q * x.to(tl.float32), 1))
-        weights = products * _between(steps, of_steps, STEPS, EXACT, "s")
-        q = _dot(weights, gy, q, EXACT, "a b", "b" if GATED else "")
+        # Rows by t: by s, ptxas 12.8 makes wrong code of it where gy is taken in two parts.
+        weights = products * _between(steps, of_steps, STEPS, EXACT, "t")
+        q = _dot(weights, gy, q, EXACT, "a' b", "b" if GATED else "")
         skip = tl.load(fixed[1] + head * width + channel, mask=real, other=0.0)
         q = d[:, None] * q + skip[None, :] * gy.to(tl.float32)
         to_x = dx + place[1] * into_strides[0][0] + chunk[0] * into_strides[0][1]
