@@ -404,7 +404,8 @@ class _Walk:
         blocks = min(items, shape.resident * _multiprocessors(self.device))
         scratch = self.A.new_empty(shape.scratch(blocks))
         self.give(columns=columns, scratch=scratch)
-        more = {"ADJOINT": 0, "BLOCKS": shape.resident, "OUTPUT": int(output)}
+        over_z = self.scan.z is not None and "z" in self.scan.overwrite
+        more = {"ADJOINT": 0, "BLOCKS": shape.resident, "OUTPUT": output, "OVER_Z": over_z}
         options = self._options(shape.threads, **more)
         _kernel("backward", self.device, options).launch(
             (blocks, 1, 1), shape.threads, list(self._given.values()), shared=shape.shared()
@@ -446,7 +447,7 @@ class _Walk:
             "PACKED": int(self.packed),
             "EXACT": int(scan.exact),
         }
-        return tuple((macros | more).items())
+        return tuple((name, int(value)) for name, value in (macros | more).items())
 
     def _neighbours(self) -> int:
         """How many channels a thread can read and write at once, 16 bytes at a time at most."""

@@ -12,7 +12,8 @@
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
 // saved states; TILES of which B and C are brought in at once; SOFTPLUS, HAS_Z, PACKED,
-// ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well).
+// ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well),
+// OVER_Z (it writes dz over z, by the strides of z).
 
 typedef long long i64;
 typedef unsigned short u16;
@@ -820,8 +821,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const T *pd = dt + batch * dtb + me.channel + Rows::start(dtt);
     const T *pz = z + batch * zb + me.channel + Rows::start(zt);
     const T *pg = dy + batch * dyb + me.channel + Rows::start(dyt);
-    const i64 out = batch * yb + me.channel + Rows::start(yt);  // dx, ddt and y lie alike
+    const i64 out = batch * yb + me.channel + Rows::start(yt);  // dx, ddt, y and dz lie alike
+#if OVER_Z
     const i64 out_of_gate = batch * dzb + me.channel + Rows::start(dzt);
+#endif
 
     for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
       const i64 t0 = begin + segment * CK;
@@ -1017,7 +1020,11 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           };
           write(work.value, dx + out + t * yt, yt);
           write(work.size, ddt + out + t * yt, yt);
-          if (HAS_Z) write(work.slope, dz + out_of_gate + t * dzt, dzt);
+#if OVER_Z
+          write(work.slope, dz + out_of_gate + t * dzt, dzt);
+#else
+          if (HAS_Z) write(work.slope, dz + out + t * yt, yt);
+#endif
 #if OUTPUT
           write(work.output, y + out + t * yt, yt);
 #endif

@@ -65,7 +65,9 @@ def test_values_and_every_gradient_are_those_of_the_composition(name, dtype):
     inputs, options = on_gpu(case, dtype)
     want, weights = outcome(inputs, fused=False, **options)
     got, _ = outcome(inputs, weights, **options)
-    assert torch.equal(got["y"], want["y"]), "not the same bits"
+    # Rows of another length may get another product of cuBLAS: sums in another order.
+    error = (got["y"] - want["y"]).float().norm() / want["y"].float().norm()
+    assert error <= ROUNDING[dtype] / 10
     assert furthest(got, want)[0] <= ROUNDING[dtype], furthest(got, want)
     exact = truth(inputs, weights, case)
     for each in exact:  # no further than the composition, where that has its roundings too
