@@ -20,6 +20,7 @@ the inputs.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import os
@@ -98,6 +99,7 @@ def measure(
     backward = milliseconds(lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True), rounds)
     del y
     torch.cuda.synchronize()
+    gc.collect()
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()
     y = selective_scan(**leaves, **how)

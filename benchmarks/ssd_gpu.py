@@ -10,6 +10,7 @@ forward + backward beyond the inputs, y, dy and the gradients.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -95,6 +96,7 @@ def measure(
         forward = milliseconds(lambda: ssd(**leaves, **how), rounds)
     forward_backward = milliseconds(both, rounds)
     torch.cuda.synchronize()
+    gc.collect()
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()
     results = both()

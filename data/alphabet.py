@@ -61,6 +61,7 @@ ASCII_TO_CODE = _ascii_to_code()
 CODE_TO_ASCII = _code_to_ascii()
 """uint8[256]: code -> ASCII byte; PAD reads as '.'."""
 COMPLEMENT = _complement()
+_COMPLEMENT_TABLE = COMPLEMENT.tobytes()
 """uint8[256]: code -> code of the complement; keeps the soft mask and PAD."""
 
 
@@ -88,4 +89,5 @@ def decode(codes: Codes) -> str:
 
 def reverse_complement(codes: Codes) -> Codes:
     """Codes (L,) of the other strand, read in its own direction."""
-    return COMPLEMENT[codes[::-1]]
+    # Bytes are translated several times faster than an array is indexed.
+    return np.frombuffer(bytearray(codes[::-1].tobytes().translate(_COMPLEMENT_TABLE)), np.uint8)
