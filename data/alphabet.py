@@ -61,8 +61,8 @@ ASCII_TO_CODE = _ascii_to_code()
 CODE_TO_ASCII = _code_to_ascii()
 """uint8[256]: code -> ASCII byte; PAD reads as '.'."""
 COMPLEMENT = _complement()
-_COMPLEMENT_TABLE = COMPLEMENT.tobytes()
 """uint8[256]: code -> code of the complement; keeps the soft mask and PAD."""
+_COMPLEMENT_TABLE = COMPLEMENT.tobytes()
 
 
 def encode_ascii(sequence: bytes) -> Codes:
