@@ -212,7 +212,7 @@ def _columns(
         elif kind != "split" or asked is not None:
             raise FormatError(
                 f"{path}:1: expected a column {' or '.join(accepted)}, got {', '.join(header)}; "
-                f"name it with {kind}_column.{did_you_mean(accepted[0], names)}"
+                f"rename the column (from Python: {kind}_column).{did_you_mean(accepted[0], names)}"
             )
     return found
 

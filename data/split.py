@@ -74,10 +74,12 @@ class SplitRule(abc.ABC):
                 found[part].append(Interval(contig, start, end))
         for part in ("train", *sorted(self.held_out())):
             if not found[part]:
+                total = sum(lengths.values())
                 raise ConfigError(
                     f"split {self.text!r} leaves no base to {part} in a genome of {len(lengths)} "
-                    f"contigs, {sum(lengths.values()):,} bases; choose smaller blocks, a smaller "
-                    "gap or another rule; with bed:FILE, rest=train gives it what no region names"
+                    f"contigs, {total:,} bases; choose smaller blocks, say "
+                    f"blocks:size={max(1, total // 40)},every=10, a smaller gap or another rule; "
+                    "with bed:FILE, rest=train gives it what no region names"
                 )
         return {part: tuple(intervals) for part, intervals in found.items()}
 
@@ -394,16 +396,27 @@ def _filled(pieces: list[Piece], length: int) -> list[Piece]:
 
 
 def _cut_gaps(pieces: list[Piece], gap: int) -> Iterator[Piece]:
-    """Drop `gap` bases on each side of every border; a piece that is all gap vanishes."""
-    for before, (start, end, part), after in zip(
-        [None, *pieces], pieces, [*pieces[1:], None], strict=False
-    ):
-        first = start + (_cut(before, (start, end, part), gap) if before else 0)
-        last = end - (_cut((start, end, part), after, gap) if after else 0)
+    """Drop `gap` bases on each side of every border; a piece that is all gap vanishes.
+
+    Against the nearest piece of another part, not the neighbour, which may be shorter than the gap.
+    A hole between two pieces is a gap as well.
+    """
+    before = _nearest_others([(part, end) for _, end, part in pieces])
+    after = _nearest_others([(part, start) for start, _, part in reversed(pieces)])[::-1]
+    for (start, end, part), left, right in zip(pieces, before, after, strict=True):
+        first = start if left is None else start + max(0, gap - (start - left) // 2)
+        last = end if right is None else end - max(0, gap - (right - end) // 2)
         if first < last:
             yield first, last, part
 
 
-def _cut(left: Piece, right: Piece, gap: int) -> int:
-    """Bases to drop on each side between two neighbours; the hole between them is a gap as well."""
-    return max(0, gap - (right[0] - left[1]) // 2) if left[2] != right[2] else 0
+def _nearest_others(borders: list[tuple[str, int]]) -> list[int | None]:
+    """Of each piece, given as its part and a border, the border of the last of another part."""
+    found: list[int | None] = []
+    same, other = None, None  # the last piece, and the last one of another part than that
+    for piece in borders:
+        if same is not None and same[0] != piece[0]:
+            other = same
+        same = piece
+        found.append(None if other is None else other[1])
+    return found

@@ -286,7 +286,10 @@ def read_run_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ArtifactError(f"{folder} is not a run folder: it holds no config.json")
+        raise ArtifactError(
+            f"{folder} is not a run folder: it holds no config.json; name what "
+            "`dnassm pretrain --out` wrote"
+        )
     header = read_json(path)
     if not isinstance(header, dict) or header.pop("format", None) != _CONFIG_FORMAT:
         raise ArtifactError(f"{path}: expected the config of a dnassm run, got another JSON file")

@@ -180,6 +180,9 @@ def test_one_bed_per_part_is_the_same_split(tmp_path):
     st.integers(0, 12),
     st.booleans(),
 )
+@example(
+    rows=[(1, 1, "valid"), (1, 0, "valid"), (1, 1, "train"), (1, 0, "train")], gap=3, rest=False
+)
 def test_any_bed_keeps_its_regions_and_the_gap_between_parts(tmp_path_factory, rows, gap, rest):
     at, lines, truth = 0, [], []
     for length, hole, part in rows:
