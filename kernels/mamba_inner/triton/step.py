@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dnassm.kernels.mamba_inner.arguments import Walk
 from dnassm.kernels.mamba_inner.triton import padded
-from dnassm.kernels.selective_scan.triton.kernels import _decay, _sigmoid, _softplus
+from dnassm.kernels.triton_scalars import _decay, _sigmoid, _softplus
 
 _PER_THREAD = 16
 """States of a thread: all that a row needs is loaded at once and lies in registers."""

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dnassm.kernels.selective_scan.arguments import Scan
-from dnassm.kernels.selective_scan.triton.kernels import _decay, _sigmoid, _softplus
+from dnassm.kernels.triton_scalars import _decay, _sigmoid, _softplus
 
 _BLOCK = 32
 """Channels of a program at most; fewer where they have many states."""

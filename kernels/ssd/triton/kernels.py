@@ -18,13 +18,11 @@ from dnassm.kernels.ssd.triton.tiles import (
     _causal,
     _chunk,
     _chunks_of,
-    _decay,
     _dot,
     _from_here_on,
     _gradient,
     _map,
     _place,
-    _sigmoid,
     _state_size,
     _steps,
     _store_map,
@@ -34,6 +32,7 @@ from dnassm.kernels.ssd.triton.tiles import (
     _unit,
     _vector,
 )
+from dnassm.kernels.triton_scalars import _decay, _sigmoid
 
 
 @triton.jit(do_not_specialize=_VARYING)

@@ -29,39 +29,10 @@ A slot is the place of a chunk in a scratch: segment times `chunks` plus its num
 import triton
 import triton.language as tl
 
+from dnassm.kernels.triton_scalars import _sigmoid, _softplus, _softplus_slope
+
 _VARYING = ["length", "segments", "chunks", "first"]
 """Sizes that change from call to call: that one is 1, or round, is no reason to compile anew."""
-
-
-# Scalars
-
-
-@triton.jit
-def _decay(exponent):
-    """exp; near 1, where errors add up over a long memory, rounded to nearest."""
-    near = 1.0 + exponent * (1.0 + exponent * (0.5 + exponent * 0.16666667))
-    return tl.where(tl.abs(exponent) < 0.015625, near, tl.exp(exponent))
-
-
-@triton.jit
-def _softplus(raw):
-    """log(1 + exp(raw)); for a small u = exp(raw) as log(w) u / (w - 1), w = 1 + u rounded."""
-    u = tl.exp(tl.where(raw > 20.0, 0.0, raw))
-    w = 1.0 + u
-    lost = w == 1.0
-    log1p = tl.log(w) * (u / tl.where(lost, 1.0, w - 1.0))
-    return tl.where(raw > 20.0, raw, tl.where(lost, u, log1p))
-
-
-@triton.jit
-def _softplus_slope(raw):
-    u = tl.exp(tl.where(raw > 20.0, 0.0, raw))
-    return tl.where(raw > 20.0, 1.0, u / (1.0 + u))
-
-
-@triton.jit
-def _sigmoid(z):
-    return 1.0 / (1.0 + tl.exp(-z))
 
 
 _INTERPRETED = tl.constexpr(not isinstance(_sigmoid, triton.JITFunction))
