@@ -101,7 +101,8 @@ def in_interpreter() -> dict[str, Any]:
         # Of some tens of numbers the mean is not that of many.
         bound = dataclasses.replace(bound, rms=1.5 * bound.rms)
         faults[name] = cases.faults(first[name][0], want, bound)
-    return {"faults": faults} | laws(*first["groups, two rows, no gate"])
+    found = {"faults": faults} | laws(*first["groups, two rows, no gate"])
+    return found | {"stale": stale()}  # last: it cuts otherwise
 
 
 def laws(first: dict[str, Tensor], weights: list[Tensor]) -> dict[str, list[str]]:
@@ -118,6 +119,15 @@ def laws(first: dict[str, Tensor], weights: list[Tensor]) -> dict[str, list[str]
         "slabs": [key for key in per_row if not torch.equal(again[key], first[key])],
         "alone": [key for key in per_row if not torch.equal(row[key], first[key][1:])],
     }
+
+
+def stale() -> list[str]:
+    """Faults where a slab ends with an empty chunk: nothing of the slab before it may be added."""
+    triton._KEPT, triton._SEGMENT = 1, (32, 32, 32)  # of three chunks of 16, two slabs of two
+    inputs = RUNS["three segments"].inputs()
+    got, weights = cases.outcome(inputs, backend="triton", chunk=16)
+    want = cases.truth(inputs, weights, chunk=16)
+    return cases.faults(got, want, cases.TOLERANCES[torch.float32])
 
 
 # Compiled, without a GPU (this file as a script)
@@ -191,6 +201,10 @@ def test_values_and_every_gradient_in_the_interpreter_are_those_of_the_reference
 
 def test_slabs_change_no_bit(interpreted):
     assert interpreted["slabs"] == []
+
+
+def test_a_slab_adds_nothing_of_the_one_before(interpreted):
+    assert interpreted["stale"] == []
 
 
 def test_a_row_alone_is_bit_by_bit_the_row_in_its_batch(interpreted):
