@@ -21,6 +21,19 @@ class Conv:
     """(S+1,) int32 on the device of x; None when every row of the batch is one sequence."""
     silu: bool
     reverse: bool
+    into: Tensor | None = None
+    """Where y, in the backward the gradient of x, is written and returned: of the shape and dtype
+    of x, its last axis contiguous, no memory of x or dy. No option of the public function."""
+
+    def result(self) -> Tensor:
+        """What y, or the gradient of x, is to be written to: a new tensor, or `into`."""
+        if self.into is not None:
+            return self.into
+        return torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
+
+    def placed(self, found: Tensor) -> Tensor:
+        """Of a backend that writes to a tensor of its own: that, or `into`."""
+        return found if self.into is None else self.into.copy_(found)
 
     @property
     def width(self) -> int:

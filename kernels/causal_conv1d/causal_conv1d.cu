@@ -259,17 +259,18 @@ struct Filter {
     }
 };
 
-// y (B, L, D) and final_state (rows, WIDTH - 1, D), contiguous, of the type of x; initial is float32
-// and may be null, so may bias; cu only with PACKED. One thread per tile and VECTOR channels.
+// y (B, L, D), channels side by side, and final_state (rows, WIDTH - 1, D), contiguous, of the type of
+// x; initial is float32 and may be null, so may bias; cu only with PACKED. One thread per tile and
+// VECTOR channels.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 causal_conv1d_forward(const element *x, const float *weight, const float *bias,
                       const float *initial, const int *cu, element *y, element *final_state,
                       i64 batch, i64 length, i64 channels, i64 sequences, i64 x_row, i64 x_position,
-                      i64 x_channel, i64 reverse, i64 tile) {
+                      i64 x_channel, i64 y_row, i64 y_position, i64 reverse, i64 tile) {
     const Part part = my_part(length, channels, tile);
     if (part.row >= batch) return;
     const i64 x_stride[3] = {x_row, x_position, x_channel};
-    const i64 y_stride[3] = {length * channels, channels, 1};
+    const i64 y_stride[3] = {y_row, y_position, 1};
     const Column<const element> in(x, part.row, part.channel, x_stride, length, reverse);
     const Column<element> out(y, part.row, part.channel, y_stride, length, reverse);
     const Filter filter(weight, bias, part.channel);
@@ -427,7 +428,8 @@ INLINE int backward_groups(Window<1> &window, const Filter &filter, Sums &sums,
     return t - begin;
 }
 
-// dx (B, L, D) contiguous, of the type of x; initial_gradient (rows, WIDTH - 1, D) float32 or null;
+// dx (B, L, D), channels side by side, of the type of x, no memory of x or dy;
+// initial_gradient (rows, WIDTH - 1, D) float32 or null;
 // partial (tiles of all rows, WIDTH + 1, D) float32: what each tile adds to dweight and dbias.
 // final_gradient (rows, WIDTH - 1, D) float32 reached the final state. Threads as in the forward.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -435,12 +437,13 @@ causal_conv1d_backward(const element *x, const element *dy, const float *weight,
                        const float *initial, const int *cu, const float *final_gradient,
                        element *dx, float *initial_gradient, float *partial, i64 batch, i64 length,
                        i64 channels, i64 sequences, i64 x_row, i64 x_position, i64 x_channel,
-                       i64 dy_row, i64 dy_position, i64 dy_channel, i64 reverse, i64 tile) {
+                       i64 dy_row, i64 dy_position, i64 dy_channel, i64 dx_row, i64 dx_position,
+                       i64 reverse, i64 tile) {
     const Part part = my_part(length, channels, tile);
     if (part.row >= batch) return;
     const i64 x_stride[3] = {x_row, x_position, x_channel};
     const i64 dy_stride[3] = {dy_row, dy_position, dy_channel};
-    const i64 dx_stride[3] = {length * channels, channels, 1};
+    const i64 dx_stride[3] = {dx_row, dx_position, 1};
     const Column<const element> in(x, part.row, part.channel, x_stride, length, reverse);
     const Column<const element> dout(dy, part.row, part.channel, dy_stride, length, reverse);
     const Column<element> out(dx, part.row, part.channel, dx_stride, length, reverse);

@@ -51,7 +51,7 @@ def supports(call: Conv) -> str | None:
 
 def forward(call: Conv) -> tuple[Tensor, Tensor]:
     """Compute y and the final state; shapes as in `causal_conv1d`. Sums are `call.inner`."""
-    y = empty(call.x.shape, call.x.dtype)
+    y = empty(call.x.shape, call.x.dtype) if call.into is None else call.into
     work = _Work(call)
     work.point("y", y)
     work.run("forward")
@@ -61,7 +61,7 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
 def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     """Gradients of every input."""
     work, inner = _Work(call), call.inner
-    dx = empty(call.x.shape, call.x.dtype)
+    dx = empty(call.x.shape, call.x.dtype) if call.into is None else call.into
     work.point("dy", dy.to(call.x.dtype))
     work.point("dx", dx)
     channels, state, dinitial = call.x.shape[2], call.initial_state, None

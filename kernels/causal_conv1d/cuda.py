@@ -63,28 +63,31 @@ class Variant(NamedTuple):
         }
 
 
-def forward_variant(call: Conv) -> Variant:
+def forward_variant(call: Conv, y: Tensor) -> Variant:
     """8 bytes of channels per thread and position where they are aligned, fewer for many taps."""
     if call.width <= 4:
-        return Variant(_vector(call.x, 8), unroll=8, blocks=5, longest=256, start=8)
+        return Variant(_vector(8, call.x, y), unroll=8, blocks=5, longest=256, start=8)
     if call.width <= 8:
-        return Variant(_vector(call.x, 4), unroll=8, blocks=4, longest=256, start=8)
+        return Variant(_vector(4, call.x, y), unroll=8, blocks=4, longest=256, start=8)
     return Variant(vector=1, unroll=4, blocks=2, longest=256, start=8)
 
 
-def backward_variant(call: Conv, dy: Tensor) -> Variant:
+def backward_variant(call: Conv, dy: Tensor, dx: Tensor) -> Variant:
     """Half of the forward's channels: a thread holds two windows and the sums of the weights."""
     if call.width <= 4:
-        vector = min(_vector(call.x, 4), _vector(dy, 4))
         blocks = 5 if call.cu_seqlens is None else 4
-        return Variant(vector, unroll=8, blocks=blocks, longest=512, start=16)
+        return Variant(_vector(4, call.x, dy, dx), unroll=8, blocks=blocks, longest=512, start=16)
     if call.width <= 8:
         return Variant(vector=1, unroll=8, blocks=4, longest=512, start=16)
     return Variant(vector=1, unroll=4, blocks=2, longest=512, start=16)
 
 
-def _vector(tensor: Tensor, most: int) -> int:
-    """How many neighbours, of `most` bytes together, can be moved as one all over the tensor."""
+def _vector(most: int, *tensors: Tensor) -> int:
+    """How many neighbours, of `most` bytes together, can be moved as one all over the tensors."""
+    return min(_neighbours(tensor, most) for tensor in tensors)
+
+
+def _neighbours(tensor: Tensor, most: int) -> int:
     numbers = most // tensor.element_size()
     if tensor.stride(2) != 1 and tensor.shape[2] > 1:
         return 1
@@ -132,9 +135,9 @@ def _cut(batch: int, length: int, columns: int, processors: int, variant: Varian
 def forward(call: Conv) -> tuple[Tensor, Tensor]:
     """Compute y and the final state; shapes as in `causal_conv1d`. Sums are float32."""
     x = call.x
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = call.result()
     final = torch.empty(call.state_shape, dtype=x.dtype, device=x.device)
-    variant = forward_variant(call)
+    variant = forward_variant(call, y)
     grid = _grid(call, variant)
     kernel = nvrtc.kernel(SOURCE, "causal_conv1d_forward", variant.macros(call), x.device)
     kernel.launch(
@@ -148,6 +151,7 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
             *x.shape,
             call.sequences,
             *x.stride(),
+            *y.stride()[:2],
             int(call.reverse),
             grid.tile,
         ),
@@ -161,11 +165,11 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     dy = dy.to(x.dtype)
     if dy.stride(2) != 1:  # an expanded or a transposed gradient: rare, and slow to read as it is
         dy = dy.contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = call.result()
     dinitial = None
     if call.initial_state is not None:
         dinitial = torch.empty(call.state_shape, dtype=torch.float32, device=x.device)
-    variant = backward_variant(call, dy)
+    variant = backward_variant(call, dy, dx)
     grid = _grid(call, variant)
     shape = (x.shape[0] * grid.tiles, call.width + 1, x.shape[2])
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -185,6 +189,7 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
             call.sequences,
             *x.stride(),
             *dy.stride(),
+            *dx.stride()[:2],
             int(call.reverse),
             grid.tile,
         ),

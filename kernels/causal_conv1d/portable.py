@@ -33,7 +33,7 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
     layout = _Layout(call, call.cu_seqlens)
     y, _ = _Rows(layout.unpacked(call)).forward()
     state = layout.inputs(call)[0, layout.final]
-    return y[:, layout.positions].to(call.x.dtype), state.to(call.x.dtype)
+    return call.placed(y[:, layout.positions].to(call.x.dtype)), state.to(call.x.dtype)
 
 
 def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
@@ -50,7 +50,7 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     every[layout.final] += dfinal.to(call.inner)
     state = call.initial_state
     return Gradients(
-        every[layout.positions].unsqueeze(0).to(call.x.dtype),
+        call.placed(every[layout.positions].unsqueeze(0).to(call.x.dtype)),
         found.weight,
         found.bias,
         None if state is None else every[layout.initial].to(state.dtype),
@@ -90,7 +90,7 @@ class _Layout:
         """The convolution over that row: one sequence, without a state."""
         inputs = self.inputs(call).to(call.inner)
         return dataclasses.replace(
-            call, x=inputs, initial_state=None, cu_seqlens=None, reverse=False
+            call, x=inputs, initial_state=None, cu_seqlens=None, reverse=False, into=None
         )
 
 
@@ -142,7 +142,7 @@ class _Rows:
         return sums
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        y = self.call.x.new_empty(self.call.x.shape)
+        y = self.call.result()
         for begin in range(0, self.length, self.steps):
             end = min(begin + self.steps, self.length)
             sums = self._sums(self._inputs(begin, end), end - begin)
@@ -170,7 +170,7 @@ class _Rows:
     def backward(self, dy: Tensor, dfinal: Tensor) -> Gradients:
         """Chunk by chunk; the K-1 positions behind a chunk are computed twice."""
         call, past = self.call, self.past
-        dx = call.x.new_empty(call.x.shape)
+        dx = call.result()
         partial = []
         at_start = dy.new_empty(0)
         after = torch.zeros_like(self._state())

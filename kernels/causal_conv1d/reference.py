@@ -29,7 +29,7 @@ def forward(call: Conv) -> tuple[Tensor, Tensor]:
                 value * torch.sigmoid(value) if call.silu else value
             )
         final[states] = inputs[:, inputs.shape[1] - (call.width - 1) :]
-    return y.to(call.x.dtype), final.to(call.x.dtype)
+    return call.placed(y.to(call.x.dtype)), final.to(call.x.dtype)
 
 
 def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
@@ -58,7 +58,7 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
         walked = gradient[:, past:]
         dx[rows, positions] = walked.flip(1) if call.reverse else walked
     return Gradients(
-        dx.to(call.x.dtype),
+        call.placed(dx.to(call.x.dtype)),
         dweight.to(call.weight.dtype),
         None if call.bias is None else dbias.to(call.bias.dtype),
         None if call.initial_state is None else dinitial.to(call.initial_state.dtype),

@@ -7,6 +7,7 @@ has the CUDA source without a GPU, test_gpu_conv.py all of it on one.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -101,6 +102,38 @@ def test_values_and_every_gradient_are_those_of_the_reference(backend, case, dty
     exact = {name: tensor.double() for name, tensor in inputs.items()}
     want, _ = run(exact, "reference", [w.double() for w in weights], silu=silu, **options)
     assert_near(got, want, cases.TOLERANCES[dtype])
+
+
+def call_of(case: Case, dtype: torch.dtype) -> Conv:
+    """What a backend is given for a case."""
+    inputs, options = case.inputs(dtype), case.options()
+    edges = options.pop("cu_seqlens")
+    absent = {"bias": None, "initial_state": None}
+    return Conv(
+        **{**absent, **inputs},
+        cu_seqlens=None if edges is None else edges.int(),
+        silu=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("case", cases.CASES.values(), ids=cases.CASES)
+@pytest.mark.parametrize("backend", NAMES)
+def test_results_are_written_where_they_are_wanted(backend, case):
+    if case.length > 1000:
+        pytest.skip("short ones show it")
+    call = call_of(case, torch.float32)
+    chosen = BACKENDS.choose(backend, call)
+    dy, dfinal = torch.randn(call.x.shape), torch.randn(call.state_shape)
+    for run in (chosen.forward, lambda call: chosen.backward(call, dy, dfinal)):
+        want, *others = run(call)
+        around = torch.full((*call.x.shape[:2], 3 * call.x.shape[2]), torch.nan)
+        before, into, behind = around.chunk(3, dim=2)
+        got, *beside = run(dataclasses.replace(call, into=into))
+        assert got is into
+        torch.testing.assert_close([got, *beside], [want, *others], rtol=0, atol=0)
+        assert before.isnan().all()
+        assert behind.isnan().all()
 
 
 @pytest.mark.parametrize("numbers", [1, 24, 100])

@@ -123,8 +123,8 @@ def test_every_variant_is_compiled_without_a_gpu(dtype, width, packed, arch):
         str(macros): macros
         for arguments in (call, odd)
         for macros in (
-            cuda.forward_variant(arguments).macros(arguments),
-            cuda.backward_variant(arguments, arguments.x).macros(arguments),
+            cuda.forward_variant(arguments, arguments.x).macros(arguments),
+            cuda.backward_variant(arguments, *2 * (arguments.x,)).macros(arguments),
         )
     }
     for macros in found.values():
@@ -346,3 +346,19 @@ def test_a_gradient_of_any_layout_is_taken(emulated):
     want = cuda.backward(call, torch.ones_like(call.x), dfinal)
     for dy in (torch.ones(1, 1, 1).expand(call.x.shape), torch.ones(2, 30, 20)[:, :, 3:11]):
         assert torch.equal(cuda.backward(call, dy, dfinal).x, want.x)
+
+
+@pytest.mark.parametrize("packed", [None, [0, 3, 20, 131]])
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("begin", [0, 8, 3])
+def test_results_are_written_where_they_are_wanted(emulated, begin, dtype, reverse, packed):
+    call = conv(batch=1 if packed else 2, length=131, dtype=dtype, packed=packed, reverse=reverse)
+    dy, dfinal = torch.ones_like(call.x), torch.zeros(call.state_shape)
+    for run in (cuda.forward, lambda call: cuda.backward(call, dy, dfinal)):
+        around = torch.full((*call.x.shape[:2], 24), torch.nan, dtype=dtype)
+        into = around[:, :, begin : begin + 8]
+        got = run(dataclasses.replace(call, into=into))
+        assert got[0] is into
+        torch.testing.assert_close(got, run(call), rtol=0, atol=0)
+        assert int(around.isnan().sum()) == around.numel() - into.numel()

@@ -34,6 +34,10 @@ CHOSEN = [
     ),
     f"{VALUES}[triton-packed-torch.float16-linear]",
     f"{VALUES}[triton-reverse-torch.float16-linear]",
+    *(
+        f"test_results_are_written_where_they_are_wanted[triton-{case}]"
+        for case in ("33 channels", "reverse, wider than long", "packed")
+    ),
     "test_packed_sequences_are_sequences_apart[triton-packed, reverse]",
     "test_what_one_sequence_holds_never_reaches_another[triton]",
     "test_a_row_alone_is_the_row_in_its_batch[triton]",

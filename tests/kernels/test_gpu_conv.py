@@ -288,6 +288,25 @@ def test_offsets_beyond_32_bits(backend):
         assert torch.equal(got["dx"], want["dx"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+@pytest.mark.parametrize("backend", FAST)
+def test_results_are_written_where_they_are_wanted(backend, reverse, dtype):
+    inputs, _ = on_gpu(Case(length=4095, channels=64), dtype)
+    skip_unless_able(backend, inputs)
+    call = Conv(**inputs, cu_seqlens=None, silu=True, reverse=reverse)
+    chosen = BACKENDS.choose(backend, call)
+    dy, dfinal = torch.ones_like(call.x), call.x.new_zeros(call.state_shape)
+    for found in (chosen.forward, lambda call: chosen.backward(call, dy, dfinal)):
+        around = torch.full((*call.x.shape[:2], 3 * 64), torch.nan, dtype=dtype, device="cuda")
+        before, into, behind = around.chunk(3, dim=2)
+        got = found(dataclasses.replace(call, into=into))
+        assert got[0] is into
+        assert torch.equal(got[0], found(call)[0])
+        assert before.isnan().all()
+        assert behind.isnan().all()
+
+
 def test_an_output_of_more_than_2_to_the_31_numbers():
     length, channels = (1 << 23) + 5, 264
     x = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)

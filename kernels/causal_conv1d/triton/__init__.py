@@ -43,8 +43,8 @@ def _kernels() -> ModuleType:
 def forward(call: Conv) -> tuple[Tensor, Tensor]:
     """Compute y and the final state; shapes as in `causal_conv1d`. Sums are float32."""
     work = _Work(call)
-    y = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.x.device)
-    _kernels().forward[(work.programs(1),)](*work.arguments, y, **work.constants)
+    y = call.result()
+    _kernels().forward[(work.programs(1),)](*work.arguments, y, *y.stride()[:2], **work.constants)
     return y, work.final_state()
 
 
@@ -61,10 +61,10 @@ def backward(call: Conv, dy: Tensor, dfinal: Tensor) -> Gradients:
     _kernels().of_weights[(work.programs(_SUMMED),)](
         *work.arguments, before_silu, partial, summed=_SUMMED, **work.constants
     )
-    dx = torch.empty(call.x.shape, dtype=call.x.dtype, device=dy.device)
+    dx = call.result()
     dfinal = dfinal.float().contiguous()
     _kernels().of_inputs[(work.programs(1),)](
-        *work.arguments, before_silu, dfinal, dx, **work.constants
+        *work.arguments, before_silu, dfinal, dx, *dx.stride()[:2], **work.constants
     )
     state = call.initial_state
     return Gradients(

@@ -85,7 +85,7 @@ def _sum(
 @triton.jit
 def forward(
     x, x_row, x_position, x_channel, weight, bias, initial, begins, ends, states, length, channels,
-    y,
+    y, y_row, y_position,
     width: tl.constexpr, silu: tl.constexpr, reverse: tl.constexpr, has_bias: tl.constexpr,
     has_state: tl.constexpr, packed: tl.constexpr, steps: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -99,7 +99,7 @@ def forward(
     )  # fmt: skip
     if silu:
         total = total * tl.sigmoid(total)
-    to, step = _row(y + row * length * channels, row, channels, length, reverse)
+    to, step = _row(y + row * y_row, row, y_position, length, reverse)
     real = (at < length)[:, None] & (channel < channels)[None, :]
     tl.store(to + at[:, None] * step + channel[None, :], total.to(y.dtype.element_ty), mask=real)
 
@@ -161,7 +161,7 @@ def of_weights(
 @triton.jit
 def of_inputs(
     x, x_row, x_position, x_channel, weight, bias, initial, begins, ends, states, length, channels,
-    gradients, dfinal, dx,
+    gradients, dfinal, dx, dx_row, dx_position,
     width: tl.constexpr, silu: tl.constexpr, reverse: tl.constexpr, has_bias: tl.constexpr,
     has_state: tl.constexpr, packed: tl.constexpr, steps: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -181,6 +181,6 @@ def of_inputs(
     inside = (at < length)[:, None] & real
     place = dfinal + (state * past + slot)[:, None] * channels + channel[None, :]
     total += tl.load(place, mask=(slot >= 0)[:, None] & inside, other=0.0)
-    to, step = _row(dx + row * length * channels, row, channels, length, reverse)
+    to, step = _row(dx + row * dx_row, row, dx_position, length, reverse)
     place = to + at[:, None] * step + channel[None, :]
     tl.store(place, total.to(dx.dtype.element_ty), mask=inside)
