@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
 PRIORITY = 10
 
 Kept = dict[Key, Tensor]
+T = TypeVar("T")
 
 
 def supports(block: Block) -> str | None:
@@ -42,10 +43,9 @@ class States(NamedTuple):
 # One piece, forward
 
 
-def _conv(block: Block, walk: Walk, xz: Tensor, state: Tensor | None) -> Conv:
-    """The halves of xz (rows, T, 2E) are read where they lie."""
+def _conv(block: Block, walk: Walk, before: Tensor, state: Tensor | None) -> Conv:
     return Conv(
-        x=xz.chunk(2, dim=2)[0],
+        x=before,
         weight=walk.conv_weight,
         bias=walk.conv_bias,
         initial_state=state,
@@ -56,7 +56,7 @@ def _conv(block: Block, walk: Walk, xz: Tensor, state: Tensor | None) -> Conv:
 
 
 def _scan(
-    block: Block, walk: Walk, u: Tensor, xz: Tensor, x_dbl: Tensor, state: Tensor | None
+    block: Block, walk: Walk, u: Tensor, gate: Tensor, x_dbl: Tensor, state: Tensor | None
 ) -> Scan:
     low, B, C = x_dbl.split(splits(walk), dim=2)
     return Scan(
@@ -66,7 +66,7 @@ def _scan(
         B=B.unsqueeze(2),
         C=C.unsqueeze(2),
         D=walk.D,
-        z=xz.chunk(2, dim=2)[1],
+        z=gate,
         dt_bias=walk.dt_bias,
         initial_state=state,
         cu_seqlens=block.cu_seqlens,
@@ -139,16 +139,17 @@ class Forward:
         self._keep("conv", index, number, start.conv)
         self._keep("ssm", index, number, start.ssm)
         xz = self._projected(number, piece, last=index == len(block.walks) - 1)
-        conv = _conv(block, walk, xz, start.conv)
+        before, gate = xz.chunk(2, dim=2)  # read where they lie
+        conv = _conv(block, walk, before, start.conv)
         u, conv_state = CONV.choose(block.backend, conv).forward(conv)
         x_dbl = F.linear(u, walk.x_weight)
-        scan = _scan(block, walk, u, xz, x_dbl, start.ssm)
+        scan = _scan(block, walk, u, gate, x_dbl, start.ssm)
         y, ssm_state, marks = SCAN.choose(block.backend, scan).forward(scan)
         for name, tensor in (("u", u), ("x_dbl", x_dbl), ("marks", marks)):
             self._keep(name, index, number, tensor)
         self._keeps_output |= not _gives_output(block, scan)
-        before = self._gated.get(number)
-        self._gated[number] = y if before is None else before.add_(y)
+        others = self._gated.get(number)
+        self._gated[number] = y if others is None else others.add_(y)
         if not block.cut.last(piece, reverse=walk.reverse):
             # Exact, and so its gradient is not rounded.
             conv_state = conv_state.to(inner_dtype(conv_state))
@@ -197,12 +198,29 @@ def _empty(block: Block, name: str, index: int, piece: Piece) -> Tensor:
 
 
 def _empty_scan(block: Block, walk: Walk, x: Tensor) -> Scan:
-    widths = (block.inner, 2 * block.inner, sum(splits(walk)))
-    u, xz, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths)
-    return _scan(block, walk, u, xz, x_dbl, None)
+    widths = (block.inner, block.inner, sum(splits(walk)))
+    u, gate, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths)
+    return _scan(block, walk, u, gate, x_dbl, None)
 
 
 # One piece, backward
+
+
+class _Input(NamedTuple):
+    """Of a piece: what its input projection gave, and where the gradients of that go."""
+
+    before: Tensor
+    """(rows, T, E) before the convolution."""
+    gate: Tensor
+    """(rows, T, E)."""
+    gradient: Tensor | None
+    """(rows, T, 2E), its second half the memory of `gate`; the first, until the convolution's
+    gradient goes there, that of u. None where xz is kept, which nobody may write over."""
+
+    @property
+    def free(self) -> Tensor | None:
+        """The first half of `gradient`."""
+        return None if self.gradient is None else self.gradient.chunk(2, dim=2)[0]
 
 
 class Backward:
@@ -212,7 +230,7 @@ class Backward:
         self.block, self.kept, self.dy = block, kept, dy
         self.dstates = [States(*pair) for pair in zip(dstates[::2], dstates[1::2], strict=True)]
         self.sums = Sums()
-        self._held: dict[tuple[str, int], Tensor] = {}
+        self._held: dict[tuple[str, int], Any] = {}
 
     @functools.cached_property
     def dx(self) -> Tensor:
@@ -240,42 +258,52 @@ class Backward:
         start = States(*(self.kept.get(Key(name, index, number)) for name in States._fields))
         if block.cut.first(piece, reverse=walk.reverse):
             start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
-        xz = self._projected(number, piece, last=index == 0)
-        conv, dconv = _conv(block, walk, xz, start.conv), after.conv
+        given = self._once("input", number, lambda: self._input(number, piece), last=index == 0)
+        # The walk that comes to a piece first leaves its gradient where the product takes it.
+        free = given.free if index == len(block.walks) - 1 else None
+        conv = dataclasses.replace(_conv(block, walk, given.before, start.conv), into=free)
         u, x_dbl = (self.kept.get(Key(name, index, number)) for name in ("u", "x_dbl"))
         if u is None:
             u, _ = CONV.choose(block.backend, conv).forward(conv)
         if x_dbl is None:
             x_dbl = F.linear(u, walk.x_weight)
-        scan = _scan(block, walk, u, xz, x_dbl, start.ssm)
+        scan = _scan(block, walk, u, given.gate, x_dbl, start.ssm)
         found: Any = self._scan(index, number, piece, scan, after.ssm)
-        du, dz, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
-        del u, x_dbl, scan, found, xz
-        if dconv is None:
-            dconv = du.new_zeros(conv.state_shape)
+        du, dgate, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
+        del u, x_dbl, scan, found
+        dconv = du.new_zeros(conv.state_shape) if after.conv is None else after.conv
         before = CONV.choose(block.backend, conv).backward(conv, du.view(conv.x.shape), dconv)
         del du
         self.sums.add((index, "conv_weight"), before.weight)
         self.sums.add((index, "conv_bias"), before.bias)
-        self._project(number, piece, (before.x, dz), last=index == 0)
+        self._project(index, number, piece, given, (before.x, dgate))
         return States(before.initial_state, dssm)
 
-    def _projected(self, number: int, piece: Piece, *, last: bool) -> Tensor:
-        kept = self.kept.get(Key("xz", -1, number))
+    def _input(self, number: int, piece: Piece) -> _Input:
+        """The input projection: kept, or once more, with room for its gradient beside it."""
+        kept, inner = self.kept.get(Key("xz", -1, number)), self.block.inner
         if kept is not None:
-            return kept
-        return self._once(
-            "xz", number, lambda: F.linear(piece.of(self.block.x), self.block.in_weight), last=last
-        )
+            before, gate = kept.chunk(2, dim=2)
+            return _Input(before, gate, None)
+        x = piece.of(self.block.x)
+        lanes = x.new_empty(*x.shape[:2], 3 * inner)  # free, gate, before
+        torch.mm(flat(x), self._gate_first.t(), out=flat(lanes)[:, inner:])
+        _, gate, before = lanes.chunk(3, dim=2)
+        return _Input(before, gate, lanes[:, :, : 2 * inner])
 
-    def _once(self, name: str, number: int, make: Callable[[], Tensor], *, last: bool) -> Tensor:
+    @functools.cached_property
+    def _gate_first(self) -> Tensor:
+        """The input projection with its halves the other way round."""
+        return self.block.in_weight.roll(self.block.inner, 0)
+
+    def _once(self, name: str, number: int, make: Callable[[], T], *, last: bool) -> T:
         """What all walks need of a piece: made for the first, let go with the `last`."""
-        tensor = self._held.pop((name, number), None)
-        if tensor is None:
-            tensor = make()
+        made: T | None = self._held.pop((name, number), None)
+        if made is None:
+            made = make()
         if not last:
-            self._held[name, number] = tensor
-        return tensor
+            self._held[name, number] = made
+        return made
 
     def _scan(
         self, index: int, number: int, piece: Piece, scan: Scan, dfinal: Tensor | None
@@ -316,20 +344,26 @@ class Backward:
         return flat(found.x).addmm_(dx_dbl, walk.x_weight)
 
     def _project(
-        self, number: int, piece: Piece, halves: tuple[Tensor, Tensor], *, last: bool
+        self, index: int, number: int, piece: Piece, given: _Input, found: tuple[Tensor, Tensor]
     ) -> None:
         """Through the input projection, once all walks have added their gradients of its halves."""
-        names, inner = ("before", "gate"), self.block.inner
-        added = []
-        for name, half in zip(names, halves, strict=True):
-            other = self._held.pop((name, number), None)
-            added.append(flat(half) if other is None else other.add_(flat(half)))
-        if not last:
-            self._held |= {(n, number): half for n, half in zip(names, added, strict=True)}
+        before, gate = found
+        others = self._held.pop(("halves", number), None)
+        if others is not None:
+            before, gate = others[0].add_(before), gate.add_(others[1])
+        if index > 0:
+            self._held["halves", number] = before, gate
             return
         x, dx = flat(piece.of(self.block.x)), flat(piece.of(self.dx))
-        before, gate = added
-        torch.mm(before, self.block.in_weight[:inner], out=dx)
-        dx.addmm_(gate, self.block.in_weight[inner:])
-        self.sums.add((-1, "before"), before.t() @ x)
-        self.sums.add((-1, "gate"), gate.t() @ x)
+        weight = self.block.in_weight
+        if given.gradient is None:
+            halves = list(zip((flat(before), flat(gate)), weight.chunk(2), strict=True))
+            torch.mm(*halves[0], out=dx)
+            dx.addmm_(*halves[1])
+            self.sums.add((-1, "in_weight"), torch.cat([half.t() @ x for half, _ in halves]))
+            return
+        if gate.data_ptr() != given.gate.data_ptr():  # of a scan that writes over nothing
+            given.gate.copy_(gate)
+        both = flat(given.gradient)
+        torch.mm(both, weight, out=dx)
+        self.sums.add((-1, "in_weight"), both.t() @ x)

@@ -78,14 +78,15 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     with torch.no_grad(), without_autocast(block.x.device):
         backward.run()
         sums, x = backward.sums, block.x
-        halves = [sums.get((-1, half), block.in_weight) for half in ("before", "gate")]
         dwalks = [
             x.new_empty(0) if tensor is None else sums.get((index, name), tensor)
             for index, walk in enumerate(block.walks)
             for name, tensor in walk.tensors().items()
         ]
-        dout = sums.get((-1, "out_weight"), block.out_weight)
-        return backward.dx, torch.cat(halves), dout, dwalks
+        din, dout = (
+            sums.get((-1, name), getattr(block, name)) for name in ("in_weight", "out_weight")
+        )
+        return backward.dx, din, dout, dwalks
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
