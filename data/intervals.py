@@ -1,7 +1,19 @@
 """Algebra of intervals: merge, intersect, subtract, complement, slop, nearest, centred windows.
 
-Plain numpy on sorted arrays (`dnassm.data.runs`). bioframe 0.8 was tried beside it: it brings
-pandas and 2.5 s of imports, and takes 17 times as long to merge a million intervals.
+Sets of intervals are bioframe's work, and this is the only module that asks it. Its operations on
+arrays (`bioframe.arrops`) do it, contig by contig: those on data frames build several frames for
+each contig, and know a strand in two cases out of five. The first call imports it, in 0.6 s.
+
+What stays on numpy is something else:
+
+- `slop` and `centred_windows` are arithmetic on one interval at a time. `bioframe.expand` knows no
+  strand and cuts each side at the middle by itself; the rule of windows is `dnassm.data.centre`.
+- `dnassm.data.runs` and `dnassm.data.places`: in one contig each, stretches that bases of windows
+  are counted in, as those of N, and the starts that windows may have, which may be negative.
+  Samplers count in them and draw from them in every run and every worker of the loader, which
+  need no pandas for it.
+- The parts of `dnassm.data.split`: they have labels, and two that overlap are an error that names
+  file and line, not a union.
 
 Without `stranded`, strands are ignored and every result lies on '+'. With it, an interval meets
 only those of its own strand and keeps it. Results are sorted within a contig; contigs come in the
@@ -22,13 +34,13 @@ import numpy.typing as npt
 
 from dnassm.data.centre import centred_start
 from dnassm.data.interval import Interval, Strand
-from dnassm.data.places import common, without
-from dnassm.data.runs import Runs
 from dnassm.errors import ConfigError, GenomeError
 from dnassm.registry import did_you_mean
 
 Key = tuple[str, Strand]
 Positions = npt.NDArray[np.int64]
+Edges = tuple[Positions, Positions]
+"""Starts and ends."""
 
 
 def merge(
@@ -41,30 +53,28 @@ def merge(
     """
     if within < 0:
         raise ConfigError(f"merge: expected within >= 0 bases, got {within}")
-    grown = _grouped(intervals, stranded=stranded, grow=within)
-    # Grown at its end, the last interval of each stretch reaches too far by as much.
-    return [
-        Interval(contig, start, end - within, strand)
-        for (contig, strand), runs in grown.items()
-        for start, end in _pairs(runs)
-    ]
+    return _flat(_merged(intervals, stranded=stranded, within=within))
 
 
 def intersect(
     one: Iterable[Interval], other: Iterable[Interval], *, stranded: bool = False
 ) -> list[Interval]:
     """Bases that lie in both, merged."""
-    left, right = (_grouped(each, stranded=stranded) for each in (one, other))
-    return _flat({key: common(runs, right[key]) for key, runs in left.items() if key in right})
+    left, right = (_merged(each, stranded=stranded) for each in (one, other))
+    return _flat({key: _common(edges, right[key]) for key, edges in left.items() if key in right})
 
 
 def subtract(
     one: Iterable[Interval], other: Iterable[Interval], *, stranded: bool = False
 ) -> list[Interval]:
     """Bases of `one` that do not lie in `other`, merged."""
-    left, right = (_grouped(each, stranded=stranded) for each in (one, other))
-    empty = Runs.merge([], [])
-    return _flat({key: without(runs, right.get(key, empty)) for key, runs in left.items()})
+    from bioframe import arrops
+
+    left, right = (_merged(each, stranded=stranded) for each in (one, other))
+    holes = {key: arrops.complement_intervals(*edges) for key, edges in right.items()}
+    return _flat(
+        {key: _common(edges, holes[key]) if key in holes else edges for key, edges in left.items()}
+    )
 
 
 def complement(intervals: Iterable[Interval], lengths: Mapping[str, int]) -> list[Interval]:
@@ -111,17 +121,22 @@ def nearest(
 ) -> tuple[Positions, Positions]:
     """For each of Q queries the target on its contig with the fewest bases in between.
 
+    Memory grows with the pairs that overlap, by about 60 bytes each.
+
     Returns:
         (Q,) index into `targets`, -1 where the contig has none; and (Q,) bases in between, 0 for
         an overlap and for neighbours that touch, -1 where there is none. Of several targets as
-        near, one that begins left of the query's end goes before one to its right.
+        near, one that overlaps goes before one that touches, then the one that begins first, so
+        that left goes before right, then the longest, then the first in `targets`; a query of no
+        length overlaps what has the base at its start.
     """
     index = np.full(len(queries), -1, dtype=np.int64)
     distance = np.full(len(queries), -1, dtype=np.int64)
     ours, theirs = _numbered(queries, stranded=stranded), _numbered(targets, stranded=stranded)
     for key, rows in ours.items():
         if key in theirs:
-            index[rows], distance[rows] = _nearest(queries, rows, targets, theirs[key])
+            found, distance[rows] = _nearest(_edges(queries, rows), _edges(targets, theirs[key]))
+            index[rows] = theirs[key][found]
     return index, distance
 
 
@@ -173,14 +188,53 @@ def check_inside(interval: Interval, lengths: Mapping[str, int]) -> int:
     return length
 
 
-def _grouped(intervals: Iterable[Interval], *, stranded: bool, grow: int = 0) -> dict[Key, Runs]:
+def _by_key(intervals: Iterable[Interval], *, stranded: bool) -> dict[Key, Edges]:
+    """Edges of the intervals that have a length; a key for the others, too."""
     edges: dict[Key, tuple[list[int], list[int]]] = {}
     for interval in intervals:
         starts, ends = edges.setdefault(_key(interval, stranded=stranded), ([], []))
         if len(interval):
             starts.append(interval.start)
-            ends.append(interval.end + grow)
-    return {key: Runs.merge(*both) for key, both in edges.items()}
+            ends.append(interval.end)
+    return {
+        key: (np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64))
+        for key, (starts, ends) in edges.items()
+    }
+
+
+def _merged(intervals: Iterable[Interval], *, stranded: bool, within: int = 0) -> dict[Key, Edges]:
+    from bioframe import arrops
+
+    return {
+        key: arrops.merge_intervals(*edges, min_dist=within)[1:]
+        for key, edges in _by_key(intervals, stranded=stranded).items()
+    }
+
+
+def _common(one: Edges, other: Edges) -> Edges:
+    """What lies in both of two sorted, disjoint sets."""
+    from bioframe import arrops
+
+    left, right = arrops.overlap_intervals(*one, *other)
+    starts = np.maximum(one[0][left], other[0][right])
+    ends = np.minimum(one[1][left], other[1][right])
+    return np.sort(starts), np.sort(ends)
+
+
+def _nearest(queries: Edges, targets: Edges) -> Edges:
+    """Row of the nearest target of each query, and the bases in between."""
+    from bioframe import arrops
+
+    # A target inside another is never nearer. Without those no two have the same start or end, of
+    # which bioframe takes any; of several that overlap it takes the first, and in 0.8 it fails when
+    # it is given an array to break ties by.
+    order = np.lexsort([-targets[1], targets[0]])
+    reach = np.maximum.accumulate(targets[1][order])
+    outer = order[np.diff(reach, prepend=-1) > 0]
+    (first, last), (starts, ends) = queries, (edge[outer] for edge in targets)
+    _, found = arrops.closest_intervals(first, last, starts, ends)
+    between = np.maximum(starts[found] - last, first - ends[found])
+    return outer[found], np.maximum(between, 0)
 
 
 def _numbered(intervals: Sequence[Interval], *, stranded: bool) -> dict[Key, Positions]:
@@ -190,37 +244,19 @@ def _numbered(intervals: Sequence[Interval], *, stranded: bool) -> dict[Key, Pos
     return {key: np.array(found, dtype=np.int64) for key, found in rows.items()}
 
 
+def _edges(intervals: Sequence[Interval], rows: Positions) -> Edges:
+    chosen = [intervals[row] for row in rows.tolist()]
+    starts = np.array([interval.start for interval in chosen], dtype=np.int64)
+    return starts, np.array([interval.end for interval in chosen], dtype=np.int64)
+
+
 def _key(interval: Interval, *, stranded: bool) -> Key:
     return interval.contig, interval.strand if stranded else "+"
 
 
-def _nearest(
-    queries: Sequence[Interval], rows: Positions, targets: Sequence[Interval], found: Positions
-) -> tuple[Positions, Positions]:
-    order = found[np.argsort([targets[i].start for i in found], kind="stable")]
-    starts = np.array([targets[i].start for i in order], dtype=np.int64)
-    ends = np.array([targets[i].end for i in order], dtype=np.int64)
-    reach = np.maximum.accumulate(ends)
-    # Place of the target that reaches furthest, up to each target.
-    furthest = np.maximum.accumulate(np.where(ends == reach, np.arange(len(ends)), 0))
-    first = np.array([queries[i].start for i in rows], dtype=np.int64)
-    last = np.array([queries[i].end for i in rows], dtype=np.int64)
-    begun = np.searchsorted(starts, np.maximum(last, first + 1), side="left")
-    never = np.iinfo(np.int64).max
-    left = np.where(begun > 0, np.maximum(first - reach[np.maximum(begun - 1, 0)], 0), never)
-    beyond = np.minimum(begun, len(starts) - 1)
-    right = np.where(begun < len(starts), starts[beyond] - last, never)
-    place = np.where(left <= right, furthest[np.maximum(begun - 1, 0)], beyond)
-    return order[place], np.minimum(left, right)
-
-
-def _flat(groups: Mapping[Key, Runs]) -> list[Interval]:
+def _flat(groups: Mapping[Key, Edges]) -> list[Interval]:
     return [
         Interval(contig, start, end, strand)
-        for (contig, strand), runs in groups.items()
-        for start, end in _pairs(runs)
+        for (contig, strand), (starts, ends) in groups.items()
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
-
-
-def _pairs(runs: Runs) -> Iterable[tuple[int, int]]:
-    return zip(runs.starts.tolist(), runs.ends.tolist(), strict=True)

@@ -1,4 +1,8 @@
-"""Places: the starts that windows may have, as one line of ranks that a number is drawn from."""
+"""Places: the starts that windows may have, as one line of ranks that a number is drawn from.
+
+`common` and `without` are for such starts; the algebra of intervals is `dnassm.data.intervals`,
+which says why these are something else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Runs: sorted, disjoint stretches of one contig, and how much of a window they cover."""
+"""Runs: sorted, disjoint stretches of one contig, and how much of a window they cover.
+
+For counting inside of windows: runs of N, genes under labels. The algebra of intervals is
+`dnassm.data.intervals`, which says why these are something else.
+"""
 
 from __future__ import annotations
 

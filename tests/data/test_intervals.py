@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnassm.data.centre import centred_start
@@ -50,6 +54,7 @@ def is_tidy(found):
         last[i.contig, i.strand] = i.end
 
 
+@settings(deadline=None)
 @given(several, several, st.booleans())
 def test_the_algebra_is_that_of_sets_of_bases(one, other, stranded):
     left, right = bases(one, stranded), bases(other, stranded)
@@ -65,6 +70,7 @@ def test_the_algebra_is_that_of_sets_of_bases(one, other, stranded):
     assert bases(complement(one, LENGTHS), stranded=False) == whole - bases(one, stranded=False)
 
 
+@settings(deadline=None)
 @given(several, st.integers(0, 6))
 def test_merging_within_a_distance_fills_the_holes_up_to_it(one, within):
     truth = bases(one, stranded=False)
@@ -74,6 +80,7 @@ def test_merging_within_a_distance_fills_the_holes_up_to_it(one, within):
     assert bases(merge(one, within=within), stranded=False) == truth
 
 
+@settings(deadline=None)
 @given(several, st.integers(0, 9), st.integers(0, 9))
 def test_slop_adds_bases_in_the_reading_direction_within_the_contig(one, before, after):
     for old, new in zip(one, slop(one, LENGTHS, before=before, after=after), strict=True):
@@ -87,10 +94,62 @@ def test_slop_may_take_away_all_there_is():
     assert slop([Interval("a", 10, 14)], LENGTHS, before=-9, after=-9) == [Interval("a", 12, 12)]
 
 
+def test_results_come_contig_by_contig_as_they_first_occur_and_strand_by_strand():
+    names = ["chr10", "chr2", "a:5-9", "HLA-A*01:01", "", "7"]
+    one = [
+        Interval(name, start, start + 5, strand)
+        for start in (20, 3, 9)
+        for name, strand in itertools.product(names, "-+")
+    ]
+    assert list(dict.fromkeys(i.contig for i in merge(one))) == names
+    assert [(i.contig, i.strand, i.start) for i in merge(one, stranded=True)] == [
+        (name, strand, start)
+        for name, strand in itertools.product(names, "-+")
+        for start in (3, 9, 20)
+    ]
+    late = [*reversed(one), Interval("none", 0, 9)]
+    for found in (intersect(one, late), subtract(one, [i for i in late if i.start == 3])):
+        assert list(dict.fromkeys(i.contig for i in found)) == names
+    whole = dict.fromkeys(names[::-1], 30)
+    assert list(dict.fromkeys(i.contig for i in complement(one, whole))) == names[::-1]
+    index, distance = nearest(one, late)
+    assert distance.tolist() == [0] * len(one)
+    assert all(late[at].contig == i.contig for at, i in zip(index.tolist(), one, strict=True))
+
+
+def test_nothing_makes_nothing_and_an_empty_interval_holds_no_base():
+    nothing, empty, some = [], [Interval("a", 4, 4), Interval("b", 0, 0)], [Interval("a", 2, 9)]
+    for void in (nothing, empty):
+        assert merge(void) == intersect(void, some) == intersect(some, void) == []
+        assert subtract(void, some) == []
+        assert subtract(some, void) == some
+    assert merge([*empty, *some]) == some
+    assert complement(empty, {"a": 9, "b": 0, "c": 3}) == [Interval("a", 0, 9), Interval("c", 0, 3)]
+    assert complement([Interval("a", 0, 9)], {"a": 9}) == complement([], {}) == []
+
+
+def test_bases_beyond_32_bits_and_at_the_ends_of_what_a_bed_file_may_say_are_exact():
+    last = 10**18 - 1
+    far = [Interval("a", 3 * 10**9, 3 * 10**9 + 5), Interval("a", last - 2, last)]
+    assert merge(far) == intersect(far, far) == far
+    assert subtract([Interval("a", 0, last)], far)[1] == Interval("a", far[0].end, far[1].start)
+    assert nearest([Interval("a", 0, 1)], far)[1].tolist() == [3 * 10**9 - 1]
+    assert merge(far, within=last) == [Interval("a", far[0].start, last)]
+
+
+def test_the_library_behind_the_algebra_waits_for_its_first_use():
+    code = (
+        "import sys, dnassm.data.intervals, dnassm.pipelines.cli; "
+        "sys.exit(any(name in sys.modules for name in ('bioframe', 'pandas')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def between(one, other):
     return max(one.start - other.end, other.start - one.end, 0)
 
 
+@settings(deadline=None)
 @given(several, several, st.booleans())
 def test_the_nearest_has_the_fewest_bases_in_between(queries, targets, stranded):
     index, distance = nearest(queries, targets, stranded=stranded)
@@ -107,6 +166,20 @@ def test_the_nearest_has_the_fewest_bases_in_between(queries, targets, stranded)
             assert targets[at].contig == query.contig
 
 
+@settings(deadline=None)
+@given(several, several.map(lambda targets: [t for t in targets if len(t)]))
+def test_of_several_targets_as_near_one_goes_first_by_a_rule(queries, targets):
+    def rank(query, target):
+        base = Interval(query.contig, query.start, max(query.end, query.start + 1))
+        return between(query, target), not base.overlaps(target), target.start, -target.end
+
+    index, _ = nearest(queries, targets)
+    for query, at in zip(queries, index.tolist(), strict=True):
+        here = [n for n, target in enumerate(targets) if target.contig == query.contig]
+        assert at == min(here, key=lambda n: rank(query, targets[n]), default=-1)
+
+
+@settings(deadline=None)
 @given(several, st.integers(1, 30))
 def test_windows_are_centred_by_the_one_rule_and_lie_inside(one, length):
     kept = centred_windows(one, length, LENGTHS)
