@@ -27,6 +27,7 @@ from dnassm.data.variant_windows import OVER_THE_END, Ends, check_ends, check_re
 from dnassm.data.variants import Variant, alt_refusal, ref_refusal
 from dnassm.data.vcf import VcfReader, VcfRecord
 from dnassm.errors import ConfigError, FormatError
+from dnassm.registry import did_you_mean
 
 UNPHASED = "heterozygous and not phased"
 NO_GENOTYPE = "without a genotype"
@@ -284,7 +285,13 @@ def _the_sample(reader: VcfReader, sample: str | None) -> str:
     if sample is None or sample not in names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "no sample"
         asked = "one sample to be named" if sample is None else f"a sample {sample!r}"
-        raise ConfigError(f"{reader.path}: expected {asked}, the file has {shown}")
+        now = "name one of its samples (--sample)"
+        if not names:
+            now = "take a file with genotypes, or score its variants one by one, without --sample"
+        raise ConfigError(
+            f"{reader.path}: expected {asked}, the file has {shown}; {now}."
+            f"{did_you_mean(sample or '', names)}"
+        )
     return sample
 
 

@@ -248,11 +248,25 @@ def test_genotypes_say_which_haplotype_carries_what(tmp_path):
     assert found.take([1, 3]).phase_sets == ("7", ".")
 
 
-def test_a_wrong_sample_or_genotype_is_refused(tmp_path):
+def test_who_names_no_sample_of_the_file_is_told_which_there_are_and_what_to_do(tmp_path):
     path = vcf(tmp_path, (1, "A", "C", "GT\t1|1\t0|2"))
-    for sample, said in [(None, "one sample to be named, the file has a, b"), ("z", "sample 'z'")]:
-        with pytest.raises(ConfigError, match=said):
+    path.write_text(path.read_text().replace("\ta\tb\n", "\tNA12878\tHG00096\n"))
+    have = "the file has NA12878, HG00096; name one of its samples (--sample)."
+    for sample, said in [
+        (None, f"{path}: expected one sample to be named, {have}"),
+        ("NOBODY", f"{path}: expected a sample 'NOBODY', {have}"),
+        ("NA12879", f"{path}: expected a sample 'NA12879', {have} Did you mean 'NA12878'?"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
             read_phased(path, sample=sample)
+        assert str(caught.value) == said
+    path.write_text(path.read_text().split("\tFORMAT")[0] + "\n")
+    with pytest.raises(ConfigError, match=r"has no sample; take a file with genotypes, or .*\.$"):
+        read_phased(path, sample="NA12878")
+
+
+def test_a_wrong_genotype_is_refused(tmp_path):
+    path = vcf(tmp_path, (1, "A", "C", "GT\t1|1\t0|2"))
     assert len(read_phased(path, sample="a").variants) == 1
     with pytest.raises(FormatError, match=r"x\.vcf:3: GT 0\|2 names allele 2, the record has 1"):
         read_phased(path, sample="b")

@@ -147,7 +147,7 @@ def test_a_sample_is_scored_with_the_variants_of_each_haplotype_together(run, tm
     assert float(found[0]["llr_2"]) == pytest.approx(float(each["13"]), abs=1e-4)
     assert float(found[1]["llr_2"]) == pytest.approx(float(each["60"]), abs=1e-4)
     assert abs(float(found[1]["llr_1"]) - float(each["60"])) > 1e-3
-    with pytest.raises(ConfigError, match="expected a sample 'NA3', the file has NA1, NA2"):
+    with pytest.raises(ConfigError, match="sample 'NA3', the file has NA1, NA2; name one of"):
         invoke(run, *options, "--sample", "NA3", "--out", tmp_path / "x.tsv")
     invoke(run, *options, "--sample", "NA2", "--out", tmp_path / "none.tsv")
     assert not rows_of(tmp_path / "none.tsv")
