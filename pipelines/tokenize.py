@@ -51,19 +51,20 @@ def command(
     import json
 
     from dnassm.console import Progress
+    from dnassm.data.split import parse_split
     from dnassm.data.store import append_to_store, build_store, input_bytes
     from dnassm.data.store_shards import finished_bytes
     from dnassm.inspection import describe_store, render
 
     if append and (split is not None or force):
         raise click.UsageError("--append keeps the store and its rule: without --split and --force")
+    rule = parse_split(split or "none").text  # a wrong rule is said before any work begins
     total = input_bytes(fasta)
     done = finished_bytes(fasta, out) if jobs > 1 else 0
     with Progress(total, "B", "tokenize", start=done) as bar:
         if append:
             store = append_to_store(fasta, out, jobs=jobs, progress=bar.update)
         else:
-            rule = split or "none"
             store = build_store(fasta, out, split=rule, jobs=jobs, force=force, progress=bar.update)
     facts = describe_store(store)
     click.echo(json.dumps(facts, indent=2) if as_json else render(facts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,22 @@ def test_a_mistake_is_a_dnassm_error_and_leaves_no_store(tmp_path, content, opti
     result = invoke(path, "--out", tmp_path / "store", *options)
     assert isinstance(result.exception, kind)
     assert [p.name for p in tmp_path.iterdir() if p != path] == []
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("block:size=3,every=2", "no split rule 'block'; have none, .* Did you mean 'blocks'?"),
+        ("blocks:size=0,every=2", "size must be a whole number >= 1, got '0'"),
+        ("halves:gap", "expected key=value, got 'gap'"),
+        ("bed:nothing.bed", "nothing.bed: expected a BED file, cannot read it"),
+    ],
+)
+def test_a_wrong_rule_is_said_before_anything_is_read(fasta, tmp_path, split, said):
+    for path in (fasta, tmp_path / "missing.fa"):
+        result = invoke(path, "--out", tmp_path / "store", "--split", split)
+        assert re.search(said, str(result.exception))
+        assert result.output == result.stderr == ""
 
 
 def test_a_taken_target_is_kept_without_force(fasta, tmp_path):
