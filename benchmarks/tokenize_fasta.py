@@ -10,11 +10,10 @@ the fastest beside it. The stages take turns, so that whatever else runs on the 
 them; `of_floor` is the median over the turns of the CPU time of the floor divided by that of
 tokenizing.
 
-The parts of a turn of one core: `parse` (with reading), `digests`, `write`, `compile`; `hashlib` is
-what the digests would take without own code, `parse_by_numpy` the parsing. The floor of one core is
-`digests`, MD5 and SHA-256 of every base, and nothing else. That of any number of cores is `digests`
-as well, because one contig has one MD5, each byte after the one before; of gzip it is `inflate`,
-where that takes longer.
+The parts of a turn of one core: `parse` (with reading), `digests`, `write` and `compile_both`;
+`hashlib` is what the digests would take without own code, `parse_by_numpy` the parsing, and
+`digests_of_one` those of a genome of one contig, each byte of which has to wait for the one before.
+The floor is `digests`, MD5 and SHA-256 of every base, and nothing else; of gzip it is `inflate`.
 """
 
 from __future__ import annotations
@@ -35,10 +34,13 @@ import numpy as np
 
 from benchmarks.machine import ROOT, describe
 from dnassm.data import digest_code, line_code
+from dnassm.data.alphabet import Codes
 from dnassm.data.bytestream import ByteStream
-from dnassm.data.contig_digest import contig_digest
+from dnassm.data.codes_file import CodesFile
+from dnassm.data.contig_digest import Hashlib
+from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.fasta import BLOCK_BYTES, read_fasta
-from dnassm.data.store import build_store, flushing
+from dnassm.data.store import build_store
 
 CONTIGS = 5
 SOFT_MASKED, N_RUN = (0.30, 0.60), (0.90, 0.93)
@@ -65,17 +67,17 @@ def write_fasta(path: Path, megabytes: int, width: int) -> None:
 def compress(source: Path, target: Path) -> int:
     """Bytes of lines of `source` packed as archives pack them, at gzip's own level.
 
-    That takes a minute per gigabyte: a quarter of the first contig is packed, twenty times.
+    That takes a minute per gigabyte: a quarter of the first contig is packed, four times for each.
     """
     with source.open("rb") as file:
-        header, begin = file.readline(), file.readlines(source.stat().st_size // CONTIGS)
+        begin = file.readlines(source.stat().st_size // CONTIGS)
     lines = [line for line in begin if not line.startswith(b">")][::4]
     member = gzip.compress(b"".join(lines), 6)
+    headers = [f">chr{number}\n".encode() for number in range(CONTIGS)]
     with target.open("wb") as file:
-        file.write(gzip.compress(header))
-        for _ in range(20):
-            file.write(member)
-    return len(header) + 20 * sum(map(len, lines))
+        for header in headers:
+            file.write(gzip.compress(header) + 4 * member)
+    return sum(map(len, headers)) + 4 * CONTIGS * sum(map(len, lines))
 
 
 def read_only(path: Path, folder: Path) -> None:
@@ -103,34 +105,52 @@ def _blocks(path: Path) -> Iterator[memoryview]:
             yield buffer[:count]
 
 
-def _digests(path: Path, *, compile_code: bool) -> None:
-    digest = contig_digest(compile_code=compile_code)
-    block = np.zeros(BLOCK_BYTES, np.uint8)
-    for start in range(0, path.stat().st_size, BLOCK_BYTES):
-        part = block[: path.stat().st_size - start]
-        digest.update(part, part)
-        digest.update_other(part)
-    digest.hexdigests()
+class _Zeros(CodesFile):
+    """Holds nothing but zeros, in no time."""
+
+    def fetch(self, codes: Codes, at: int) -> None:
+        """Leave `codes` as they are."""
+
+
+def _digests(path: Path, folder: Path, contigs: int) -> None:
+    code = digest_code.compiled()
+    if code is None:
+        raise SystemExit("the CPU has no SHA instructions")
+    with _Zeros(folder / "codes") as file:
+        lanes = DigestLanes(code, file)
+        for _ in range(contigs):
+            lanes.begin()
+            file.size += path.stat().st_size // contigs
+            lanes.grow()
+        lanes.drain()
 
 
 def digests(path: Path, folder: Path) -> None:
     """MD5 and SHA-256 of as many bytes, from memory, as tokenizing takes them."""
-    _digests(path, compile_code=True)
+    _digests(path, folder, CONTIGS)
+
+
+def digests_of_one(path: Path, folder: Path) -> None:
+    """The same of one contig."""
+    _digests(path, folder, 1)
 
 
 def hashlib(path: Path, folder: Path) -> None:
     """The same by hashlib."""
-    _digests(path, compile_code=False)
+    digest = Hashlib()
+    block = np.zeros(BLOCK_BYTES, np.uint8)
+    for start in range(0, path.stat().st_size, BLOCK_BYTES):
+        part = block[: path.stat().st_size - start]
+        digest.update(part, part)
+    digest.hexdigests()
 
 
 def write(path: Path, folder: Path) -> None:
     """Write as many bytes to the disk as tokenizing does."""
-    block = bytes(BLOCK_BYTES)
-    with (folder / "codes").open("ab") as file:
-        flush = flushing(file)
-        for start in range(0, path.stat().st_size, BLOCK_BYTES):
-            flush(memoryview(block)[: path.stat().st_size - start])
-        file.flush()
+    with CodesFile(folder / "codes") as file:
+        block = memoryview(bytes(BLOCK_BYTES))
+        while file.size < path.stat().st_size:
+            file.append(block[: path.stat().st_size - file.size])
         os.fsync(file.fileno())
 
 
@@ -156,8 +176,8 @@ def tokenize(path: Path, folder: Path) -> None:
 STAGES: dict[str, Callable[[Path, Path], None]] = {
     f.__name__: f
     for f in (
-        *(tokenize, read_only, parse, parse_by_numpy, digests, hashlib, write, compile_both),
-        inflate,
+        *(tokenize, read_only, parse, parse_by_numpy, digests, digests_of_one, hashlib),
+        *(write, compile_both, inflate),
     )
 }
 GZIP = ("tokenize", "parse", "inflate")

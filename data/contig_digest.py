@@ -1,7 +1,6 @@
 """MD5 (SAM's M5, of the letters) and SHA-256 (of the codes) of one contig.
 
-hashlib takes one after the other; `data/digest_code.py` both at once, on one core in two thirds of
-the time (benchmarks/tokenize_fasta.py). The answers are the same.
+By hashlib one after the other, or by `data/digest_code.py` both at once. The answers are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from dnassm.data.alphabet import Codes
-from dnassm.data.digest_code import BLOCK, MD5_START, SHA256_START, compiled
+from dnassm.data.digest_code import BLOCK, MD5_START, SHA256_START
 from dnassm.machine_code import Compiled
 
 _FROM_ABCDEFGH = [5, 4, 1, 0, 7, 6, 3, 2]
@@ -22,56 +21,51 @@ _START = np.array([*MD5_START, *(SHA256_START[i] for i in _FROM_ABCDEFGH)], dtyp
 
 
 class ContigDigest(ABC):
-    """Digests of two streams of the same length, in two halves that two threads may call."""
+    """Digests of two streams of the same length."""
 
     @abstractmethod
     def update(self, upper: Codes, codes: Codes) -> None:
-        """Take on what one thread does."""
-
-    @abstractmethod
-    def update_other(self, codes: Codes) -> None:
-        """Take on what another thread can do at the same time, of the same stretch."""
+        """Take on what comes next of both."""
 
     @abstractmethod
     def hexdigests(self) -> tuple[str, str]:
         """MD5 and SHA-256."""
 
 
-def contig_digest(*, compile_code: bool) -> ContigDigest:
-    """The digests of nothing; with `compile_code` by own code where the CPU can run it."""
-    code = compiled() if compile_code else None
-    return _OneAfterTheOther() if code is None else Interleaved(code)
-
-
-class _OneAfterTheOther(ContigDigest):
-    """By hashlib, one digest in each of the halves."""
+class Hashlib(ContigDigest):
+    """One after the other."""
 
     def __init__(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
 
     def update(self, upper: Codes, codes: Codes) -> None:
+        """Take on what comes next of both."""
         self._md5.update(upper.data)
-
-    def update_other(self, codes: Codes) -> None:
         self._sha256.update(codes.data)
 
     def hexdigests(self) -> tuple[str, str]:
+        """MD5 and SHA-256."""
         return self._md5.hexdigest(), self._sha256.hexdigest()
 
 
 class Interleaved(ContigDigest):
-    """Both at once by `code`; nothing is left for another thread."""
+    """Both at once by `code`, which others may use on `state` for whole blocks: see `skip`."""
 
     def __init__(self, code: Compiled) -> None:
-        self._digest = code.functions["digest"]
-        self._state = _START.copy()
+        self._digest = code.functions["one"]
+        self.state = _START.copy()
+        """uint32 (12,), as digest_code has it."""
         self._length = 0
         self._waiting = bytearray(), bytearray()
         """What does not fill a block yet, of both streams."""
 
+    def skip(self, size: int) -> None:
+        """Count bytes that `state` was taken on by; whole blocks, and only behind such."""
+        self._length += size
+
     def update(self, upper: Codes, codes: Codes) -> None:
-        """All there is to do."""
+        """Take on what comes next of both."""
         self._length += upper.size
         at = 0
         if self._waiting[0]:
@@ -86,18 +80,15 @@ class Interleaved(ContigDigest):
         self._take(upper[at:end], codes[at:end])
         self._wait(upper[end:], codes[end:])
 
-    def update_other(self, codes: Codes) -> None:
-        """Nothing."""
-
     def hexdigests(self) -> tuple[str, str]:
-        """Of a copy that is taken on by the padding and the number of bits."""
-        state, bits = self._state.copy(), 8 * self._length
+        """MD5 and SHA-256: of a copy that is taken on by the padding and the number of bits."""
+        state, bits = self.state.copy(), 8 * self._length
         padding = b"\x80" + bytes((-self._length - 9) % BLOCK)
         upper = self._waiting[0] + padding + bits.to_bytes(8, "little")
         codes = self._waiting[1] + padding + bits.to_bytes(8, "big")
         self._take(np.frombuffer(upper, dtype=np.uint8), np.frombuffer(codes, dtype=np.uint8))
-        md5, sha256 = self._state[:4], self._state[4:][_TO_ABCDEFGH]
-        self._state = state
+        md5, sha256 = self.state[:4], self.state[4:][_TO_ABCDEFGH]
+        self.state = state
         return md5.astype("<u4").tobytes().hex(), sha256.astype(">u4").tobytes().hex()
 
     def _wait(self, upper: Codes, codes: Codes) -> None:
@@ -107,5 +98,5 @@ class Interleaved(ContigDigest):
     def _take(self, upper: Codes, codes: Codes) -> None:
         """Whole blocks."""
         if upper.size:
-            addresses = (array.ctypes.data for array in (self._state, upper, codes))
-            self._digest(*addresses, upper.size // BLOCK)
+            addresses = [array.ctypes.data for array in (self.state, upper, codes)]
+            self._digest(np.array(addresses, dtype=np.uint64).ctypes.data, upper.size // BLOCK)

@@ -1,27 +1,34 @@
-"""MD5 of one buffer and SHA-256 of another of the same length, in one stream of instructions.
+"""MD5 of buffers and SHA-256 of others of the same length, of one pair or of four side by side.
 
 Each byte of a digest depends on the one before, so that a core waits most of the time: MD5 takes
-4.5 cycles per byte and SHA-256 two, however many units stand idle. Between every two rounds of MD5
-(general registers) stand two of SHA-256 (the CPU's SHA instructions, vector registers), and both
-together take as long as MD5 alone. Sources: RFC 1321; FIPS 180-4.
+4.5 cycles per byte and SHA-256 two, however many units stand idle. Two ways around that stand here
+in one: between the rounds of MD5 stand those of SHA-256 (the CPU's SHA instructions, vector
+registers), and both together take as long as MD5 alone; and four streams that do not wait for each
+other are taken together, each of them one lane of MD5 in vector registers. Sources: RFC 1321;
+FIPS 180-4.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from dnassm.data.alphabet import BASE, LETTERS
 from dnassm.machine_code import Assembly, Compiled, compile_assembly, has_features, missing
 
 BLOCK = 64
 """Bytes that one turn of either digest takes."""
+LANES = 4
+"""Streams that are taken together."""
 MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 
-_V = "<4 x i32>"
+_V, _BYTES = "<4 x i32>", "<16 x i8>"
+_VARIABLES = ("a", "b", "c", "d", "feba", "hgdc")
 _PLACES = (0, 1, 2, 3, 4, 8)
-"""Where a, b, c, d, feba and hgdc stand in the state."""
+"""Where they stand in the state of a stream."""
 _SHIFTS = ((7, 12, 17, 22), (5, 9, 14, 20), (4, 11, 16, 23), (6, 10, 15, 21))
 _WORDS = ((1, 0), (5, 1), (3, 5), (7, 0))
 """Round i of each sixteen takes word (factor i + first) mod 16 of the block."""
@@ -47,57 +54,86 @@ def _cube_root_bits(number: int) -> int:
 
 @functools.cache
 def compiled() -> Compiled | None:
-    """The function ``digest(state, first, second, blocks)``; None without SHA instructions.
+    """The functions below; None without SHA instructions. All arguments but sizes are addresses.
 
-    It takes the state (12 uint32: MD5's a b c d, SHA-256's f e b a h g d c) on by so many blocks of
-    `first` for MD5 and of `second` for SHA-256; all but `blocks` are addresses.
+    ``one(streams, blocks)`` and ``four(streams, blocks)`` take one stream or four on by so many
+    blocks. `streams` are the addresses of all states (12 uint32: MD5's a b c d, SHA-256's f e b a
+    h g d c), then those of what MD5 takes, then of what SHA-256 takes. Streams may be the same.
+
+    ``spell(codes, letters, blocks)`` writes the upper-case letters of codes that no U was.
     """
     if missing() or not has_features("sha", "ssse3", "sse4.1"):
         return None
-    arguments = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    functions = {
+        "one": (pointer, number),
+        "four": (pointer, number),
+        "spell": (pointer, pointer, number),
+    }
     # The optimiser would move the constants of MD5 to where they are waited for.
-    return compile_assembly(_module(), {"digest": arguments}, passes="none")
+    return compile_assembly(_module(), functions, passes="none")
 
 
 def _module() -> str:
-    """The loop over the blocks."""
-    code = Assembly()
-    before = ["%a", "%b", "%c", "%d", "%feba", "%hgdc"]
-    kinds = ["i32"] * 4 + [_V] * 2
-    md5, sha256 = before[:4], before[4:]
-    rounds = _md5_rounds(code, md5)
-    for _ in zip(rounds, rounds, _sha256_rounds(code, sha256), strict=True):
-        pass
-    after = [
-        code.value(f"add {kind} {old}, {new}")
-        for kind, old, new in zip(kinds, before, md5 + sha256, strict=True)
-    ]
-    start, end = Assembly("start"), Assembly("end")
-    first = [start.load(k, "%state", 4 * i) for k, i in zip(kinds, _PLACES, strict=True)]
-    for kind, value, place in zip(kinds, after, _PLACES, strict=True):
-        end.store(kind, value, "%state", 4 * place)
-    carried = "\n".join(
-        f"{name} = phi {kind} [{here}, %entry], [{there}, %loop]"
-        for name, kind, here, there in zip(before, kinds, first, after, strict=True)
-    )
     return f"""
         declare i32 @llvm.fshl.i32(i32, i32, i32)
+        declare {_V} @llvm.fshl.v4i32({_V}, {_V}, {_V})
         declare {_V} @llvm.bswap.v4i32({_V})
         declare {_V} @llvm.x86.sha256rnds2({_V}, {_V}, {_V})
         declare {_V} @llvm.x86.sha256msg1({_V}, {_V})
         declare {_V} @llvm.x86.sha256msg2({_V}, {_V})
-        define void @digest(ptr %state, ptr %first, ptr %second, i64 %blocks) {{
+        declare {_BYTES} @llvm.x86.ssse3.pshuf.b.128({_BYTES}, {_BYTES})
+        {_digest("one", 1)}
+        {_digest("four", LANES)}
+        {_spell()}
+    """
+
+
+def _digest(name: str, lanes: int) -> str:
+    """The loop over the blocks of so many streams."""
+    start, code, end = Assembly("start"), Assembly(), Assembly("end")
+    kind = "i32" if lanes == 1 else _V
+    states = _addresses(start, "state", 0, lanes)
+    for row, role in enumerate(("text", "data"), 1):
+        _addresses(start, role, row, lanes)
+    first = _load_md5(start, kind, states)
+    for state in states:
+        first += [start.load(_V, state, 4 * place) for place in _PLACES[4:]]
+
+    kinds = [kind] * 4 + [_V] * (2 * lanes)
+    before = [f"%{letter}" for letter in "abcd"]
+    before += [f"%{letters}{lane}" for lane in range(lanes) for letters in _VARIABLES[4:]]
+    after = _rounds(code, kind, before, lanes)
+    after = [
+        code.value(f"add {kind} {old}, {new}")
+        for kind, old, new in zip(kinds, before, after, strict=True)
+    ]
+    _store_md5(end, kind, after[:4], states)
+    for number, value in enumerate(after[4:]):
+        lane, half = divmod(number, 2)
+        end.store(_V, value, states[lane], 4 * _PLACES[4 + half])
+    carried = "\n".join(
+        f"{name} = phi {kind} [{here}, %entry], [{there}, %loop]"
+        for name, kind, here, there in zip(before, kinds, first, after, strict=True)
+    )
+    return _loop(
+        f"{name}(ptr %streams, i64 %blocks)",
+        f"%words = alloca [16 x {kind}], align 64\n{start}",
+        f"{carried}\n%offset = shl i64 %block, 6\n{code}",
+        str(end),
+    )
+
+
+def _loop(signature: str, start: str, body: str, end: str) -> str:
+    """A function that does `body` for every %block of %blocks, at least once."""
+    return f"""
+        define void @{signature} {{
         entry:
-          %sums = alloca [16 x {_V}], align 64
           {start}
           br label %loop
         loop:
           %block = phi i64 [0, %entry], [%next, %loop]
-          {carried}
-          %offset = shl i64 %block, 6
-          %text = getelementptr i8, ptr %first, i64 %offset
-          %data = getelementptr i8, ptr %second, i64 %offset
-          {code}
+          {body}
           %next = add i64 %block, 1
           %more = icmp slt i64 %next, %blocks
           br i1 %more, label %loop, label %end
@@ -108,65 +144,104 @@ def _module() -> str:
     """
 
 
-def _md5_rounds(code: Assembly, state: list[str]) -> Iterator[None]:
-    """Write the 64 rounds on a block at %text; `state` is that after the rounds so far."""
+def _addresses(code: Assembly, role: str, row: int, lanes: int) -> list[str]:
+    """Load the addresses of one row of %streams; those in the loop are known by their names."""
+    names = [f"%{role}{lane}" for lane in range(lanes)]
+    for lane, name in enumerate(names):
+        place = code.at("%streams", 8 * (row * lanes + lane))
+        code.write(f"{name} = load ptr, ptr {place}, align 1")
+    return names
+
+
+def _load_md5(code: Assembly, kind: str, states: Sequence[str]) -> list[str]:
+    """a, b, c and d, each of all streams."""
+    if kind == "i32":
+        return [code.load(kind, states[0], 4 * word) for word in range(4)]
+    return _transposed(code, [code.load(_V, state) for state in states])
+
+
+def _store_md5(code: Assembly, kind: str, values: Sequence[str], states: Sequence[str]) -> None:
+    if kind == "i32":
+        for word, value in enumerate(values):
+            code.store(kind, value, states[0], 4 * word)
+    else:
+        for value, state in zip(_transposed(code, values), states, strict=True):
+            code.store(_V, value, state)
+
+
+def _rounds(code: Assembly, kind: str, before: Sequence[str], lanes: int) -> list[str]:
+    """Write the rounds of both digests in turn; returns what `before` has become."""
+    texts, datas = (
+        [code.at(f"%{role}{lane}", "%offset") for lane in range(lanes)] for role in ("text", "data")
+    )
+    md5 = list(before[:4])
+    sha256 = [list(before[4 + 2 * lane : 6 + 2 * lane]) for lane in range(lanes)]
+    words = texts[0] if kind == "i32" else _gathered(code, texts)
+    both = zip(datas, sha256, strict=True)
+    streams = itertools.cycle([_sha256_rounds(code, *pair) for pair in both])
+    for number, _ in enumerate(_md5_rounds(code, kind, md5, words)):
+        for _ in range(number * lanes // 2, (number + 1) * lanes // 2):
+            next(next(streams))
+    return md5 + [value for state in sha256 for value in state]
+
+
+def _gathered(code: Assembly, texts: Sequence[str]) -> str:
+    """Store the words of all blocks: the first ones of all, the second ones, ...; returns where."""
+    for four in range(4):
+        loaded = [code.load(_V, text, 16 * four) for text in texts]
+        for number, words in enumerate(_transposed(code, loaded)):
+            code.store(_V, words, "%words", 64 * four + 16 * number)
+    return "%words"
+
+
+def _md5_rounds(code: Assembly, kind: str, state: list[str], words: str) -> Iterator[None]:
+    """Write the 64 rounds; `state` is that after the rounds so far."""
+    size, register = (4, "r") if kind == "i32" else (16, "v")
+
+    def do(operation: str, first: str, second: str) -> str:
+        return code.value(f"{operation} {kind} {first}, {second}")
+
     for number in range(64):
         stage, i = divmod(number, 16)
-        if i == 0:
-            _sum_words(code, stage)
+        factor, first = _WORDS[stage]
         a, b, c, d = state
-        word = code.load("i32", "%sums", 64 * stage + 4 * _word(stage, i))
-        total = code.value(f"add i32 {a}, {word}")
-        total = _mixed(code, stage, total, b, c, d)
+        word = code.load(kind, words, size * ((factor * i + first) % 16))
+        constant = _all(kind, int(abs(math.sin(number + 1)) * 2**32))
+        # Not seen through, or LLVM would add the constant last, where it is waited for.
+        word = _opaque(code, "asm", kind, register, do("add", word, constant))
+        total = _mixed(do, _all(kind, -1), stage, do("add", a, word), b, c, d)
+        by = _all(kind, _SHIFTS[stage][i % 4])
+        suffix = "i32" if kind == "i32" else "v4i32"
         total = code.value(
-            f"call i32 @llvm.fshl.i32(i32 {total}, i32 {total}, i32 {_SHIFTS[stage][i % 4]})"
+            f"call {kind} @llvm.fshl.{suffix}({kind} {total}, {kind} {total}, {kind} {by})"
         )
-        b, c, d, a = code.value(f"add i32 {total}, {b}"), b, c, d
-        if i % 2:
-            b = _pinned(code, "i32", "r", b)
+        b, c, d, a = do("add", total, b), b, c, d
+        if number % 2:
+            b = _pinned(code, kind, register, b)
         state[:] = a, b, c, d
         yield
 
 
-def _mixed(code: Assembly, stage: int, total: str, b: str, c: str, d: str) -> str:
+def _mixed(do: Callable[[str, str, str], str], ones: str, stage: int, total: str, *bcd: str) -> str:
     """`total` + F, G, H or I of b, c and d, with as little as can be behind b, which comes last."""
-
-    def bits(operation: str, first: str, second: str) -> str:
-        return code.value(f"{operation} i32 {first}, {second}")
-
+    b, c, d = bcd
     if stage == 0:
-        mixed = bits("xor", d, bits("and", b, bits("xor", c, d)))
+        mixed = do("xor", d, do("and", b, do("xor", c, d)))
     elif stage == 1:  # no bit is set in both halves: they can be added one after the other
-        total = bits("add", total, bits("and", c, bits("xor", d, "-1")))
-        mixed = bits("and", b, d)
+        total = do("add", total, do("and", c, do("xor", d, ones)))
+        mixed = do("and", b, d)
     elif stage == 2:
-        mixed = bits("xor", b, bits("xor", c, d))
+        mixed = do("xor", b, do("xor", c, d))
     else:
-        mixed = bits("xor", c, bits("or", b, bits("xor", d, "-1")))
-    return bits("add", total, mixed)
+        mixed = do("xor", c, do("or", b, do("xor", d, ones)))
+    return do("add", total, mixed)
 
 
-def _sum_words(code: Assembly, stage: int) -> None:
-    """Add the constants of sixteen rounds to the words that they take, four words at a time."""
-    constants = [0] * 16
-    for i in range(16):
-        constants[_word(stage, i)] = int(abs(math.sin(16 * stage + i + 1)) * 2**32)
-    for at in range(0, 16, 4):
-        words = code.load(_V, "%text", 4 * at)
-        total = code.value(f"add {_V} {words}, {_vector(constants[at : at + 4])}")
-        code.store(_V, total, "%sums", 64 * stage + 4 * at)
-
-
-def _word(stage: int, i: int) -> int:
-    factor, first = _WORDS[stage]
-    return (factor * i + first) % 16
-
-
-def _sha256_rounds(code: Assembly, state: list[str]) -> Iterator[None]:
-    """Write the 64 rounds on a block at %data, two by two; `state` is that after those so far."""
+def _sha256_rounds(code: Assembly, data: str, state: list[str]) -> Iterator[None]:
+    """Write the 64 rounds on a block, two by two; `state` is that after those so far."""
     words: list[str] = []
     for four in range(16):
-        words.append(_schedule(code, four, words))
+        words.append(_schedule(code, four, data, words))
         constants = _vector([_cube_root_bits(prime) for prime in _PRIMES[4 * four : 4 * four + 4]])
         pairs = code.value(f"add {_V} {words[-1]}, {constants}")
         for half in range(2):
@@ -180,10 +255,10 @@ def _sha256_rounds(code: Assembly, state: list[str]) -> Iterator[None]:
             yield
 
 
-def _schedule(code: Assembly, four: int, words: Sequence[str]) -> str:
+def _schedule(code: Assembly, four: int, data: str, words: Sequence[str]) -> str:
     """Four words of the message schedule: of the block itself, then of the sixteen before."""
     if four < 4:
-        loaded = code.load(_V, "%data", 16 * four)
+        loaded = code.load(_V, data, 16 * four)
         return code.value(f"call {_V} @llvm.bswap.v4i32({_V} {loaded})")
     w16, w12, w8, w4 = words[-4:]
     begun = code.value(f"call {_V} @llvm.x86.sha256msg1({_V} {w16}, {_V} {w12})")
@@ -192,14 +267,50 @@ def _schedule(code: Assembly, four: int, words: Sequence[str]) -> str:
     return code.value(f"call {_V} @llvm.x86.sha256msg2({_V} {begun}, {_V} {w4})")
 
 
+def _spell() -> str:
+    """The loop that looks up the letters, sixteen at a time."""
+    code = Assembly()
+    table = ", ".join(f"i8 {ord(letter)}" for letter in f"{LETTERS:16}")
+    for at in range(0, BLOCK, 16):
+        codes = code.load(_BYTES, "%codes_here", at)
+        bases = code.value(f"and {_BYTES} {codes}, splat (i8 {BASE})")
+        letters = code.value(
+            f"call {_BYTES} @llvm.x86.ssse3.pshuf.b.128({_BYTES} <{table}>, {_BYTES} {bases})"
+        )
+        code.store(_BYTES, letters, "%letters_here", at)
+    places = Assembly("place")
+    places.write("%offset = shl i64 %block, 6")
+    for name in ("codes", "letters"):
+        places.write(f"%{name}_here = getelementptr i8, ptr %{name}, i64 %offset")
+    return _loop("spell(ptr %codes, ptr %letters, i64 %blocks)", "", f"{places}\n{code}", "")
+
+
+def _transposed(code: Assembly, rows: Sequence[str]) -> list[str]:
+    """The first words of four vectors, their second ones, ..."""
+    a, b, c, d = rows
+    columns = []
+    for pairs in ((0, 4, 1, 5), (2, 6, 3, 7)):
+        ab, cd = _shuffled(code, a, b, pairs), _shuffled(code, c, d, pairs)
+        columns += [_shuffled(code, ab, cd, (0, 1, 4, 5)), _shuffled(code, ab, cd, (2, 3, 6, 7))]
+    return columns
+
+
 def _pinned(code: Assembly, kind: str, register: str, value: str) -> str:
     """The same value; keeps LLVM from moving its instructions to before or behind other pins."""
-    return code.value(f'call {kind} asm sideeffect "", "={register},0"({kind} {value})')
+    return _opaque(code, "asm sideeffect", kind, register, value)
+
+
+def _opaque(code: Assembly, asm: str, kind: str, register: str, value: str) -> str:
+    return code.value(f'call {kind} {asm} "", "={register},0"({kind} {value})')
 
 
 def _shuffled(code: Assembly, a: str, b: str, lanes: Sequence[int]) -> str:
     places = ", ".join(f"i32 {lane}" for lane in lanes)
     return code.value(f"shufflevector {_V} {a}, {_V} {b}, {_V} <{places}>")
+
+
+def _all(kind: str, number: int) -> str:
+    return str(number) if kind == "i32" else _vector([number] * 4)
 
 
 def _vector(numbers: Sequence[int]) -> str:

@@ -10,27 +10,25 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dnassm.artifact import check_target, read_json, staged_folder, write_json
 from dnassm.data.alphabet import Codes
+from dnassm.data.codes_file import CodesFile
 from dnassm.data.genome import Genome, genome_digest
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, SplitRule, parse_split
 from dnassm.data.store_shards import drop_shards, shards
 from dnassm.data.store_writer import (
-    Block,
     Part,
     Progress,
     StoredContig,
-    Write,
     twice,
     usable_cores,
     write_part,
@@ -42,8 +40,6 @@ FORMAT = "dnassm-genome"
 VERSION = 1
 _CODES = "codes.bin"
 _HEADER = "store.json"
-_FLUSH_BYTES = 1 << 23
-"""Measured: of 32 MiB at a time the last ones are waited for at the end; 2 MiB save no more."""
 
 
 class GenomeStore(Genome):
@@ -188,7 +184,7 @@ class _Inputs:
         self._done = 0
 
     @contextlib.contextmanager
-    def open(self, out: Path) -> Iterator[Callable[[Path, Write], Part]]:
+    def open(self, out: Path) -> Iterator[Callable[[Path, CodesFile], Part]]:
         """Yield what writes the codes of a file and says what they are."""
         if self._jobs > 1 and len(self.fastas) > 1:
             with shards(self.fastas, out, jobs=self._jobs, progress=self._progress) as copy:
@@ -197,14 +193,14 @@ class _Inputs:
             yield self._straight
             drop_shards(out)
 
-    def _straight(self, path: Path, write: Write) -> Part:
+    def _straight(self, path: Path, codes: CodesFile) -> Part:
         done = self._done
 
         def report(position: int) -> None:
             if self._progress is not None:
                 self._progress(done + position)
 
-        part = write_part(path, write, threads=usable_cores() > 1, progress=report)
+        part = write_part(path, codes, threads=usable_cores() > 1, progress=report)
         self._done += part.source["bytes"]
         return part
 
@@ -220,10 +216,9 @@ def _write(
         joined = _Joined(before)
         if before is not None:
             shutil.copyfile(before.path / _CODES, folder / _CODES)
-        with (folder / _CODES).open("ab") as codes:
-            write = flushing(codes)
+        with CodesFile(folder / _CODES) as codes:
             for path in inputs.fastas:
-                joined.add(write_part_of(path, write), path)
+                joined.add(write_part_of(path, codes), path)
         write_json(folder / _HEADER, _header(joined.contigs, rule, joined.sources))
         write_run_json(
             folder,
@@ -259,36 +254,6 @@ class _Joined:
             self.contigs.append(dataclasses.replace(contig, offset=self._length))
             self._length += contig.length
         self.sources.append(part.source)
-
-
-def flushing(file: BinaryIO) -> Write:
-    """Write to a file that goes to the disk while the next bases are parsed.
-
-    All at the end would cost as much again as writing, and a genome of unwritten memory until then.
-    """
-    begun = file.tell()
-
-    def write(block: Block) -> None:
-        nonlocal begun
-        file.write(block)
-        waiting = file.tell() - begun
-        if waiting >= _FLUSH_BYTES:
-            file.flush()
-            _start_flush(file.fileno(), begun, waiting)
-            begun += waiting
-
-    return write
-
-
-def _start_flush(descriptor: int, start: int, length: int) -> None:
-    """Have the disk write this stretch of a file, and wait for it only where there is no other way.
-
-    Linux begins to write pages that are said to be no longer needed; it drops only clean ones.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
-    else:
-        os.fsync(descriptor)
 
 
 def input_bytes(fastas: Sequence[Path]) -> int:

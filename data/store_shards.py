@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from dnassm.artifact import read_json, staged_file, write_json
-from dnassm.data.store_writer import Part, Progress, StoredContig, Write, usable_cores, write_part
+from dnassm.data.codes_file import CodesFile
+from dnassm.data.store_writer import Part, Progress, StoredContig, usable_cores, write_part
 from dnassm.errors import ArtifactError
 
 _VERSION = 1
@@ -43,7 +44,7 @@ def shard_folder(out: Path) -> Path:
 @contextlib.contextmanager
 def shards(
     fastas: Sequence[Path], out: Path, *, jobs: int, progress: Progress | None
-) -> Iterator[Callable[[Path, Write], Part]]:
+) -> Iterator[Callable[[Path, CodesFile], Part]]:
     """Make the shards of all files in `jobs` processes; the context removes them if it ends well.
 
     Yields:
@@ -182,15 +183,15 @@ def _make(path: Path, folder: Path, threads: bool) -> None:  # noqa: FBT001  a p
             _shared.value += position - read
         read = position
 
-    with staged_file(folder / f"{key}.codes") as staging, staging.open("wb") as codes:
-        part = write_part(path, codes.write, threads=threads, progress=report)
+    with staged_file(folder / f"{key}.codes") as staging, CodesFile(staging) as codes:
+        part = write_part(path, codes, threads=threads, progress=report)
     write_json(folder / f"{key}.json", {"of": identity, **dataclasses.asdict(part)})
 
 
-def _copy(folder: Path, path: Path, write: Write) -> Part:
-    with (folder / f"{_key(path)}.codes").open("rb") as codes:
-        while block := codes.read(_COPY_BYTES):
-            write(block)
+def _copy(folder: Path, path: Path, codes: CodesFile) -> Part:
+    with (folder / f"{_key(path)}.codes").open("rb") as shard:
+        while block := shard.read(_COPY_BYTES):
+            codes.append(block)
     entry = read_json(folder / f"{_key(path)}.json")
     contigs = [StoredContig(**contig) for contig in entry["contigs"]]
     return Part(contigs, entry["lines"], entry["source"] | {"path": str(path)})

@@ -1,25 +1,26 @@
 """One FASTA file to codes and what is known of its contigs: the part of a store that it becomes.
 
-Where more than one core may be used, the digests and the writing each run in a thread of their own
-beside the parsing: all three release the interpreter's lock while they work. MD5 is then what takes
-longest: one byte depends on the one before, so that no core does more than about 650 MB/s of one
-contig.
+Where more than one core may be used, the digests run in a thread of their own beside reading,
+parsing and writing, and so does the inflating of a compressed file: all of them release the
+interpreter's lock while they work.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dnassm.data.alphabet import Codes
-from dnassm.data.contig_digest import contig_digest
+from dnassm.data.codes_file import CodesFile
+from dnassm.data.contig_digest import ContigDigest, Hashlib
+from dnassm.data.digest_code import compiled
+from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.encoder import BaseCounts
 from dnassm.data.fasta import Bases, Header, read_fasta
 from dnassm.data.genome import genome_digest
@@ -27,15 +28,15 @@ from dnassm.errors import FormatError
 
 Progress = Callable[[int], None]
 """Called with the bytes of all input files that have been read, of `input_bytes`."""
-Block = bytes | memoryview
-Write = Callable[[Block], object]
 
-WORTH_COMPILING = 1 << 26
-"""Bytes of a file that pay for compiling code for it, which takes some 60 ms."""
+WORTH_COMPILING = 3 << 25
+"""Bytes of a file that pay for compiling code for it, which takes some 100 ms."""
 _AHEAD = 4
 """Blocks that wait for a thread at most: memory does not grow where parsing is faster."""
 _SMALL = 1 << 16
 """Bytes below which handing a block over costs more than it saves."""
+_TURNS = 256
+"""Turns of the lanes, some 50 ms, after which a thread looks whether it is still wanted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,13 +66,13 @@ class Part:
 
 
 def write_part(
-    path: Path, write: Write, *, threads: bool, progress: Progress | None = None
+    path: Path, codes: CodesFile, *, threads: bool, progress: Progress | None = None
 ) -> Part:
-    """Write the codes of all contigs of a FASTA file, in their order, and say what they are.
+    """Append the codes of all contigs of a FASTA file, in their order, and say what they are.
 
     Args:
         path: plain, gzip or bgzip.
-        write: takes the codes, block by block, from whatever thread.
+        codes: where the codes go.
         threads: work in several threads; changes nothing else.
         progress: called after every block with the bytes of the file that were read.
 
@@ -83,7 +84,9 @@ def write_part(
     draft: _Draft | None = None
     compile_code = path.stat().st_size >= WORTH_COMPILING
     file_digest: list[str | None] = []
-    with _Behind(threads) as hashing, _Behind(threads) as writing:
+    start = codes.size
+    with _Behind(threads) as behind:
+        digests = _digests(behind, codes, compile_code=compile_code)
         items = read_fasta(
             path,
             threads=threads,
@@ -96,16 +99,13 @@ def write_part(
                 if item.name in drafts:
                     first = f"{path}, line {drafts[item.name].header.line}"
                     raise twice(item.name, f"{path}, line {item.line}", first)
-                draft = drafts[item.name] = _Draft(item, compile_code)
+                draft = drafts[item.name] = _Draft(item, codes.size - start, digests.begin())
             elif draft is not None:
                 draft.count(item)
-                hashing.call(draft.digest.update, item.upper, item.codes)
-                writing.call(functools.partial(_hash_and_write, draft, write), item.codes)
-    contigs: list[StoredContig] = []
-    offset = 0
-    for draft in drafts.values():
-        contigs.append(draft.contig(offset))
-        offset += draft.length
+                codes.append(item.codes.data)
+                digests.take(draft.digest, item)
+        digests.finish()
+    contigs = [draft.contig() for draft in drafts.values()]
     lines = [draft.header.line for draft in drafts.values()]
     return Part(contigs, lines, _source(path, file_digest[0], contigs))
 
@@ -128,22 +128,23 @@ def twice(name: str, where: str, first: str) -> FormatError:
 class _Draft:
     """A contig whose bases are still coming."""
 
-    def __init__(self, header: Header, compile_code: bool) -> None:  # noqa: FBT001  one caller
+    def __init__(self, header: Header, offset: int, digest: ContigDigest) -> None:
         self.header = header
+        self.offset = offset
+        self.digest = digest
         self.length = 0
         self.counts = BaseCounts()
-        self.digest = contig_digest(compile_code=compile_code)
 
     def count(self, bases: Bases) -> None:
         self.length += bases.codes.size
         self.counts.add(bases.counts)
 
-    def contig(self, offset: int) -> StoredContig:
+    def contig(self) -> StoredContig:
         md5, sha256 = self.digest.hexdigests()
         return StoredContig(
             name=self.header.name,
             description=self.header.description,
-            offset=offset,
+            offset=self.offset,
             length=self.length,
             sha256=sha256,
             md5=md5,
@@ -152,43 +153,117 @@ class _Draft:
 
 
 class _Behind:
-    """Calls functions with blocks, one after the other, in a thread that may lag a little behind.
+    """Calls functions in a thread that may lag a little behind, one after the other.
 
-    Leaving the context waits for all of them; an error of one is raised by a later call, or there.
+    An error of one is raised by a later call. Leaving the context gives up what has not begun.
     """
 
     def __init__(self, threads: bool) -> None:  # noqa: FBT001  the only thing it is told
+        self.has_thread = threads
         self._pool = ThreadPoolExecutor(max_workers=1) if threads else None
         self._pending: collections.deque[Future[object]] = collections.deque()
 
     def __enter__(self) -> _Behind:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is None:
-            return
-        self._pool.shutdown(cancel_futures=kind is not None)
-        while self._pending and kind is None:
-            self._pending.popleft().result()
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def call(self, function: Callable[..., object], *arrays: Codes) -> None:
         """Call `function` with copies of the arrays, or with them at once if that is cheaper."""
-        while self._pending and (len(self._pending) == _AHEAD or self._pending[0].done()):
-            self._pending.popleft().result()
+        self._settle(_AHEAD - 1)
         if self._pool is None or (arrays[0].size < _SMALL and not self._pending):
             function(*arrays)
         else:
             self._pending.append(self._pool.submit(function, *(array.copy() for array in arrays)))
 
+    def wake(self, function: Callable[[], object]) -> None:
+        """Call `function`, unless the last call is still under way."""
+        self._settle(1)
+        if self._pool is None:
+            function()
+        elif not self._pending:
+            self._pending.append(self._pool.submit(function))
 
-def _hash_and_write(draft: _Draft, write: Write, codes: Codes) -> None:
-    draft.digest.update_other(codes)
-    write(codes.data)
+    def wait(self) -> None:
+        """Wait for all calls."""
+        self._settle(0)
+
+    def _settle(self, at_most: int) -> None:
+        """Wait until no more calls than these are under way."""
+        while self._pending and (len(self._pending) > at_most or self._pending[0].done()):
+            self._pending.popleft().result()
+
+
+class _Digests(ABC):
+    """The digests of one contig after the other; they are right after `finish`."""
+
+    @abstractmethod
+    def begin(self) -> ContigDigest:
+        """Those of another contig."""
+
+    @abstractmethod
+    def take(self, digest: ContigDigest, bases: Bases) -> None:
+        """Take more bases of the contig that was begun last; they are in the file already."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Take what still waits."""
+
+
+def _digests(behind: _Behind, codes: CodesFile, *, compile_code: bool) -> _Digests:
+    code = compiled() if compile_code else None
+    return _AtOnce(behind) if code is None else _Later(behind, DigestLanes(code, codes))
+
+
+class _AtOnce(_Digests):
+    """By hashlib, block after block."""
+
+    def __init__(self, behind: _Behind) -> None:
+        self._behind = behind
+
+    def begin(self) -> ContigDigest:
+        return Hashlib()
+
+    def take(self, digest: ContigDigest, bases: Bases) -> None:
+        self._behind.call(digest.update, bases.upper, bases.codes)
+
+    def finish(self) -> None:
+        self._behind.wait()
+
+
+class _Later(_Digests):
+    """From the file, several contigs at a time; in a thread as soon as anything waits.
+
+    The codes do not tell U from T: from its first U on a contig is digested block after block.
+    """
+
+    def __init__(self, behind: _Behind, lanes: DigestLanes) -> None:
+        self._behind = behind
+        self._lanes = lanes
+        self._has_u = False
+
+    def begin(self) -> ContigDigest:
+        self._has_u = False
+        return self._lanes.begin()
+
+    def take(self, digest: ContigDigest, bases: Bases) -> None:
+        if bases.counts.U and not self._has_u:
+            self.finish()
+            self._has_u = True
+        if self._has_u:
+            digest.update(bases.upper, bases.codes)
+        else:
+            self._lanes.grow()
+            self._behind.wake(self._run)
+
+    def finish(self) -> None:
+        self._behind.wait()
+        self._lanes.drain()
+
+    def _run(self) -> None:
+        self._lanes.run(_TURNS, eager=self._behind.has_thread)
 
 
 def _source(path: Path, digest: str | None, contigs: list[StoredContig]) -> dict[str, Any]:

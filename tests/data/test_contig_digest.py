@@ -10,21 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnassm.data import digest_code
-from dnassm.data.contig_digest import Interleaved, contig_digest
+from dnassm.data.contig_digest import Hashlib, Interleaved
 
-WAYS = [False]
-if digest_code.compiled() is not None:
-    WAYS.append(True)
-each_way = pytest.mark.parametrize("compile_code", WAYS)
+WAYS = {"hashlib": Hashlib}
+if (code := digest_code.compiled()) is not None:
+    WAYS["own code"] = lambda: Interleaved(code)
+each_way = pytest.mark.parametrize("begin", WAYS.values(), ids=WAYS)
 
 
-def check(parts, *, compile_code: bool) -> None:
+def check(begin, parts) -> None:
     """Digests of the parts, one stream of which is another one's complement."""
-    digest = contig_digest(compile_code=compile_code)
+    digest = begin()
     for part in parts:
         upper = np.frombuffer(part, dtype=np.uint8)
         digest.update(upper, ~upper)
-        digest.update_other(~upper)
     text = np.frombuffer(b"".join(parts), dtype=np.uint8)
     expected = hashlib.md5(text).hexdigest(), hashlib.sha256(~text).hexdigest()
     assert digest.hexdigests() == expected
@@ -32,41 +31,30 @@ def check(parts, *, compile_code: bool) -> None:
 
 
 @each_way
-def test_every_length_up_to_several_blocks(compile_code):
+def test_every_length_up_to_several_blocks(begin):
     text = np.random.default_rng(0).bytes(300)
     for length in range(len(text)):
-        check([text[:length]], compile_code=compile_code)
+        check(begin, [text[:length]])
 
 
 @each_way
 @given(st.lists(st.binary(max_size=200), max_size=8))
-def test_where_the_stream_is_cut_changes_nothing(compile_code, parts):
-    check(parts, compile_code=compile_code)
+def test_where_the_stream_is_cut_changes_nothing(begin, parts):
+    check(begin, parts)
 
 
 @each_way
 @pytest.mark.parametrize("byte", [b"\x00", b"\xff", b"A"])
-def test_a_stream_of_one_byte(compile_code, byte):
-    check([byte * 1000], compile_code=compile_code)
+def test_a_stream_of_one_byte(begin, byte):
+    check(begin, [byte * 1000])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(True not in WAYS, reason="the CPU has no SHA instructions")
+@pytest.mark.skipif(len(WAYS) == 1, reason="the CPU has no SHA instructions")
 def test_lengths_whose_bits_need_more_than_32():
     part = np.random.default_rng(1).integers(0, 256, 1 << 24, dtype=np.uint8)
-    ways = [contig_digest(compile_code=compile_code) for compile_code in WAYS]
+    ways = [begin() for begin in WAYS.values()]
     for _ in range(33):
         for way in ways:
             way.update(part, part)
-            way.update_other(part)
     assert ways[0].hexdigests() == ways[1].hexdigests()
-
-
-def test_own_code_is_taken_where_the_cpu_has_its_instructions():
-    way = contig_digest(compile_code=True)
-    assert isinstance(way, Interleaved) == (digest_code.compiled() is not None)
-
-
-def test_without_the_instructions_hashlib_answers(monkeypatch):
-    monkeypatch.setattr("dnassm.data.contig_digest.compiled", lambda: None)
-    check([b"ACGT" * 99], compile_code=True)

@@ -25,9 +25,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnassm.data import store as store_module
-from dnassm.data import store_writer
 from dnassm.data.alphabet import PAD, decode, encode_ascii
+from dnassm.data.codes_file import CodesFile
 from dnassm.data.genome import open_genome
 from dnassm.data.interval import Interval
 from dnassm.data.store import GenomeStore, append_to_store, build_store
@@ -373,7 +372,7 @@ def test_a_full_disk_is_one_line_and_the_old_store_survives(store, fasta, monkey
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_writer, "_hash_and_write", full)
+    monkeypatch.setattr(CodesFile, "append", full)
     with pytest.raises(ArtifactError, match="the disk is full"):
         build_store([fasta], store.path, force=True)
     assert GenomeStore.open(store.path).digest == store.digest
@@ -540,25 +539,3 @@ def test_n_runs_and_soft_mask_are_counted_as_the_data_set_states(
 ):
     counts = build_store([real_data / "human_small" / name], tmp_path / "s").contig(contig).counts
     assert (counts["N"], counts["soft_masked"]) == (n, soft_masked)
-
-
-def test_a_store_is_flushed_stretch_by_stretch_from_where_it_grows(store, tmp_path, monkeypatch):
-    stretches: list[tuple[int, int]] = []
-    start_flush = store_module._start_flush
-
-    def flush(descriptor, start, length):
-        stretches.append((start, length))
-        assert os.fstat(descriptor).st_size == start + length  # nothing is held back in a buffer
-        start_flush(descriptor, start, length)
-
-    monkeypatch.setattr(store_module, "_FLUSH_BYTES", 1 << 20)
-    monkeypatch.setattr(store_module, "_start_flush", flush)
-    more = tmp_path / "more.fa"
-    more.write_text(">chr3\n" + "ACGTTGCAAC\n" * 500_000)
-    grown = append_to_store([more], store.path)
-    old = sum(store.lengths.values())
-    assert stretches[0][0] == old
-    ends = [start + length for start, length in stretches]
-    assert [start for start, _ in stretches[1:]] == ends[:-1]
-    assert old + grown.lengths["chr3"] - ends[-1] < 1 << 20
-    grown.verify()

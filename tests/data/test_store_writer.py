@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -10,8 +11,13 @@ import threading
 import numpy as np
 import pytest
 
+from dnassm.data import digest_code
 from dnassm.data.alphabet import encode_ascii
-from dnassm.data.store_writer import write_part
+from dnassm.data.codes_file import CodesFile
+from dnassm.data.contig_digest import Hashlib
+from dnassm.data.digest_lanes import DigestLanes
+from dnassm.data.fasta import BLOCK_BYTES, read_fasta
+from dnassm.data.store_writer import Part, write_part
 from dnassm.errors import FormatError
 
 
@@ -20,6 +26,21 @@ def _no_thread_is_left():
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= before
+
+
+def written(path, folder, *, threads: bool, compiled: bool, monkeypatch) -> tuple[Part, bytes]:
+    """What a file gives, behind the codes of another one."""
+    monkeypatch.setattr("dnassm.data.store_writer.WORTH_COMPILING", 0 if compiled else 1 << 40)
+    codes = folder / f"codes {threads} {compiled}"
+    codes.write_bytes(b"before")
+    with CodesFile(codes) as file:
+        part = write_part(path, file, threads=threads)
+    return part, codes.read_bytes().removeprefix(b"before")
+
+
+def write(path, folder) -> None:
+    with CodesFile(folder / "codes") as file:
+        write_part(path, file, threads=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,49 +59,78 @@ def fasta(tmp_path_factory):
     return path, texts
 
 
-@pytest.mark.parametrize("suffix", [".fa", ".fa.gz"])
-def test_threads_and_compiled_code_change_nothing(fasta, suffix, monkeypatch):
-    path, texts = fasta
-    parts, written = [], []
-    for threads, from_bytes in itertools.product((False, True), (0, 1 << 40)):
-        monkeypatch.setattr("dnassm.data.store_writer.WORTH_COMPILING", from_bytes)
-        blocks: list[bytes] = []
-        part = write_part(
-            path.with_suffix(suffix), lambda b, to=blocks: to.append(bytes(b)), threads=threads
-        )
-        parts.append(part)
-        written.append(b"".join(blocks))
-    assert all(part == parts[0] for part in parts)
-    assert all(codes == written[0] for codes in written)
-    for contig, text in zip(parts[1].contigs, texts.values(), strict=True):
-        codes = written[1][contig.offset : contig.offset + contig.length]
-        assert codes == encode_ascii(text.encode()).tobytes()
-        assert contig.sha256 == hashlib.sha256(codes).hexdigest()
+def check(path, texts, folder, monkeypatch) -> None:
+    """All ways give the same, and that is what the texts say."""
+    ways = list(itertools.product((False, True), (False, True)))
+    first, *others = (
+        written(path, folder, threads=threads, compiled=compiled, monkeypatch=monkeypatch)
+        for threads, compiled in ways
+    )
+    assert all(other == first for other in others)
+    part, codes = first
+    for contig, text in zip(part.contigs, texts.values(), strict=True):
+        expected = encode_ascii(text.encode()).tobytes()
+        assert codes[contig.offset : contig.offset + contig.length] == expected
+        assert contig.sha256 == hashlib.sha256(expected).hexdigest()
         assert contig.md5 == hashlib.md5(text.upper().encode()).hexdigest()
 
 
-@pytest.mark.parametrize("at", [0, 2, 8, -1])
-def test_what_fails_in_a_thread_is_raised(fasta, at):
-    sizes: list[int] = []
-    write_part(fasta[0], lambda block: sizes.append(len(block)), threads=False)
-    fails = range(len(sizes))[at]
-    calls = 0
+@pytest.mark.parametrize("suffix", [".fa", ".fa.gz"])
+def test_threads_and_compiled_code_change_nothing(fasta, suffix, tmp_path, monkeypatch):
+    path, texts = fasta
+    check(path.with_suffix(suffix), texts, tmp_path, monkeypatch)
 
-    def write(block):
+
+@pytest.mark.parametrize("block", [5000, BLOCK_BYTES])
+def test_u_is_digested_as_it_was_written(tmp_path, monkeypatch, block):
+    read = functools.partial(read_fasta, block_bytes=block)
+    monkeypatch.setattr("dnassm.data.store_writer.read_fasta", read)
+    texts = {
+        "dna": "ACGTacgtNRYK" * 300,
+        "late": "ACGTtA" * 900 + "U" + "ACGTtA" * 900,
+        "rna": "ACGUacgu" * 500,
+        "both": "TU" * 3000,
+        "last": "GATTACA" * 999,
+    }
+    path = tmp_path / "u.fa"
+    path.write_text("".join(f">{name}\n{text}\n" for name, text in texts.items()))
+    check(path, texts, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "compiled"),
+    [(CodesFile, "append", False), (Hashlib, "update", False), (DigestLanes, "_turn", True)],
+)
+@pytest.mark.parametrize("at", [0, 2, -1])
+def test_what_fails_is_raised_from_whatever_thread(
+    fasta, tmp_path, monkeypatch, owner, name, compiled, at
+):
+    if compiled and digest_code.compiled() is None:
+        pytest.skip("the CPU has no SHA instructions")
+    original = getattr(owner, name)
+    calls = 0
+    fails = None
+
+    def counted(*arguments):
         nonlocal calls
         calls += 1
-        if calls == fails + 1:
+        if fails is not None and calls - 1 == fails:
             raise OSError(28, "No space left on device")
+        return original(*arguments)
 
+    monkeypatch.setattr(owner, name, counted)
+    written(fasta[0], tmp_path, threads=False, compiled=compiled, monkeypatch=monkeypatch)
+    fails = range(min(calls, 5))[at]
+    calls = 0
     with pytest.raises(OSError, match="No space left"):
-        write_part(fasta[0], write, threads=True)
+        written(fasta[0], tmp_path, threads=True, compiled=compiled, monkeypatch=monkeypatch)
 
 
 def test_bad_input_stops_the_threads(fasta, tmp_path):
     path = tmp_path / "bad.fa.gz"
     path.write_bytes(gzip.compress(fasta[0].read_bytes() + b">p\nMKVLAE\n", 1))
     with pytest.raises(FormatError, match="contig 'p'"):
-        write_part(path, lambda block: None, threads=True)
+        write(path, tmp_path)
 
 
 @pytest.mark.parametrize("cut", [10, 5000, 1_000_000])
@@ -89,7 +139,7 @@ def test_gzip_that_is_cut_short_is_refused_as_without_threads(fasta, tmp_path, c
     path = tmp_path / "cut.fa.gz"
     path.write_bytes(whole[:-cut])
     with pytest.raises(FormatError, match="the gzip data ends too early: the file is truncated"):
-        write_part(path, lambda block: None, threads=True)
+        write(path, tmp_path)
     path.write_bytes(whole[:cut] + bytes(50) + whole[cut + 50 :])
     with pytest.raises(FormatError):
-        write_part(path, lambda block: None, threads=True)
+        write(path, tmp_path)
