@@ -5,9 +5,10 @@
 Block: bf16 projections, E = 2M, N 16, R = M/16, K 4, Mamba's initial steps. Medians of CUDA events.
 `peak` is all that is allocated at the worst moment of forward + backward, x, y and their gradients
 included. Variants keep more or less for the backward; `composed` is the public operators under
-autograd; `--pieces` cuts L otherwise than by default. Floors of forward + backward: what the
-kernels must read and write (`bytes_ms`), matrix work (`products_floor_ms`) and exponentials of the
-scan (`ex2_ms`); nothing computed again counts.
+autograd; `--pieces` cuts the backward otherwise than by default, for several choices of what is
+kept; `--profile` says which kernels a forward + backward runs and how long they take together.
+Floors of forward + backward: what the kernels must read and write (`bytes_ms`), matrix work
+(`products_floor_ms`) and exponentials of the scan (`ex2_ms`); nothing computed again counts.
 `scan_ms`, `conv_ms` and `products_ms` are the parts alone, measured in the same run.
 
 Step: a model of 8 Mamba layers, M 256, one token per sequence: `graph_us` by a CUDA graph,
@@ -17,6 +18,7 @@ Step: a model of 8 Mamba layers, M 256, one token per sequence: `graph_us` by a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -53,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nothing kept": {"keep": ()},
     "composed": {"fused": False},
 }
+IN_PIECES = ["", "u, x_dbl, scan kept", "xz, x_dbl, scan kept", "all kept"]
 LAYERS, WIDTH, BATCHES = 8, 256, [1, 16, 64, 256]
 
 
@@ -122,15 +125,41 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
     }
 
 
-def in_pieces(shape: tuple[int, int, int], mib: int, rounds: int) -> dict[str, float]:
-    """As `measure`, in pieces whose tensors (rows, T, E) take at most so much."""
+def in_pieces(
+    shape: tuple[int, int, int], mib: int, how: dict[str, Any], rounds: int
+) -> dict[str, float]:
+    """As `measure`, in pieces of the backward whose tensors (rows, T, E) take at most so much."""
     before = arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES
     torch.cuda.empty_cache()
     try:
         arguments.PIECE_BYTES["cuda"] = arguments.WHOLE_BYTES = mib << 20
-        return measure(shape, {}, rounds)
+        return measure(shape, how, rounds)
     finally:
         arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES = before
+
+
+def profiled(shape: tuple[int, int, int]) -> str:
+    """The kernels of a forward + backward, those that take longest first, and their sum."""
+    shared, walk = inputs(*shape)
+    wanted, dy = leaves_of(shared, walk), torch.randn_like(shared[0])
+
+    def both() -> None:
+        torch.autograd.grad(mamba_inner(*shared, walk), wanted, dy)
+
+    both()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        both()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in recorded.events() if event.device_type == on_device]
+    took: dict[str, list[float]] = {}
+    for event in kernels:
+        took.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1e3)
+    listed = sorted(took.items(), key=lambda item: -sum(item[1]))
+    total = sum(sum(times) for times in took.values())
+    lines = [f"{sum(t):8.3f} ms in {len(t):3}  {name}" for name, t in listed]
+    return "\n".join([f"{shape}: {len(kernels)} kernels and copies, {total:.3f} ms", *lines])
 
 
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:
@@ -250,7 +279,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=["block", "step"], help="one half of it")
     parser.add_argument("--pieces", type=int, nargs="*", default=[], help="MiB of a piece")
+    parser.add_argument("--profile", action="store_true", help="list the kernels, and no more")
     options = parser.parse_args()
+    if options.profile:
+        for shape in SHAPES:
+            print(profiled(shape))
+        return
     header = {"what": "Mamba block and generation step on a GPU, bf16, medians", **describe()}
     blocks, steps = [], []
     for shape in [] if options.only == "step" else SHAPES:
@@ -262,10 +296,11 @@ def main() -> None:
             row = measure(shape, how, options.rounds)
             blocks.append({"shape_BML": shape, "variant": variant, **row, **peer, **shared})
             print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
-        for mib in options.pieces:
-            row = in_pieces(shape, mib, options.rounds)
-            blocks.append({"shape_BML": shape, "variant": f"pieces of {mib} MiB", **row})
-            print(shape, f"{mib} MiB", {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
+        for mib, kept in itertools.product(options.pieces, IN_PIECES):
+            row = in_pieces(shape, mib, VARIANTS[kept], options.rounds)
+            variant = ", ".join(filter(None, (f"pieces of {mib} MiB", kept)))
+            blocks.append({"shape_BML": shape, "variant": variant, **row})
+            print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
         print(shape, {k: round(v, 3) for k, v in shared.items()}, file=sys.stderr)
     for batch in [] if options.only == "block" else BATCHES:
         for dtype in (torch.bfloat16, None):

@@ -21,6 +21,16 @@ class Piece(NamedTuple):
         """This piece of (B, L, ...): a view whose first two axes can be joined."""
         return tensor[self.row : self.row_end, self.begin : self.end]
 
+    def shifted(self, rows: int, positions: int) -> Piece:
+        """So many rows and positions further on."""
+        begin, end = self.begin + positions, self.end + positions
+        return Piece(self.row + rows, self.row_end + rows, begin, end)
+
+    def lies_in(self, other: Piece) -> bool:
+        """Whether it is a part of another piece."""
+        rows = other.row <= self.row and self.row_end <= other.row_end
+        return rows and other.begin <= self.begin and self.end <= other.end
+
 
 class Cut(NamedTuple):
     """The pieces of a call, row by row in the order of positions."""

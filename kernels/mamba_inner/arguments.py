@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor
 
-from dnassm.kernels.pieces import Cut
+from dnassm.kernels.pieces import Cut, Piece
 
 KEEP = ("xz", "u", "x_dbl", "scan")
 """What the forward may keep for the backward: what is not kept is computed again."""
@@ -18,10 +17,14 @@ STATES = "states"
 # Bytes of one (rows, T, E) tensor of a piece; about six of them are alive at once. A cut costs a
 # GPU's scan a look at what its first chunks enter, and threads of a CPU a wait for each other.
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+# The same of the forward, where four are alive, if the backward can do with parts of its pieces.
+FORWARD_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 # A call of more than this is cut in two at least: what lives for a moment is then half.
 WHOLE_BYTES = 128 << 20
 # A GPU keeps xz, and u, without being asked where it takes no more than this.
 KEPT_BYTES = 256 << 20
+MULTIPLE = 128
+"""Of which a part of a row has its steps: as many lie between two marks of a scan at most."""
 
 
 def default_keep(x: Tensor, inner: int) -> tuple[str, ...]:
@@ -78,14 +81,6 @@ class State(NamedTuple):
     """(S, E, N)."""
 
 
-class Key(NamedTuple):
-    """A tensor that is kept: its name, of which walk (-1: of all together), of which piece."""
-
-    name: str
-    walk: int
-    piece: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Checked arguments of one call; shapes as in `mamba_inner`."""
@@ -117,36 +112,36 @@ class Block:
         return conv, (self.sequences, *walk.A.shape)
 
     @functools.cached_property
-    def cut(self) -> Cut:
+    def forward_cut(self) -> Cut:
         """Groups of rows of like size, or rows in equal parts; packed sequences stay together."""
         batch, length, _ = self.x.shape
-        row = length * self.inner * self.x.element_size()
-        most = PIECE_BYTES.get(self.x.device.type, PIECE_BYTES["cuda"])
-        budget = min(most, max(batch * row // 2, WHOLE_BYTES))
-        if self.cu_seqlens is not None:
-            budget = row
-        if row <= budget:
-            budget = row * -(-batch // -(-batch // (budget // row)))
-        # A multiple of 128: as many steps lie between two marks of a scan.
-        return Cut.of(batch, length, row=row, budget=budget, multiple=128)
+        return Cut(length, self._split(Piece(0, batch, 0, length), self._most(FORWARD_BYTES)))
 
-    def leaves(self) -> Iterator[Key]:
-        """Of what is kept, in the order in which the operator returns it."""
-        for number, piece in enumerate(self.cut.pieces if self.keep else []):
-            if "xz" in self.keep:
-                yield Key("xz", -1, number)
-            if "scan" in self.keep:
-                yield Key("y", -1, number)
-            for index, walk in enumerate(self.walks):
-                if "u" in self.keep:
-                    yield Key("u", index, number)
-                if "x_dbl" in self.keep:
-                    yield Key("x_dbl", index, number)
-                if "scan" in self.keep:
-                    yield Key("marks", index, number)
-                if not self.cut.first(piece, reverse=walk.reverse):
-                    yield Key("conv", index, number)
-                    yield Key("ssm", index, number)
+    @functools.cached_property
+    def cut(self) -> Cut:
+        """The same in smaller pieces, the backward's: parts of those of the forward."""
+        batch, length, _ = self.x.shape
+        budget = min(self._most(PIECE_BYTES), max(batch * self._row // 2, WHOLE_BYTES))
+        parts = [self._split(piece, budget) for piece in self.forward_cut.pieces]
+        return Cut(length, [part for found in parts for part in found])
+
+    @property
+    def _row(self) -> int:
+        """Bytes of a row (1, L, E)."""
+        return self.x.shape[1] * self.inner * self.x.element_size()
+
+    def _most(self, budgets: dict[str, int]) -> int:
+        return budgets.get(self.x.device.type, budgets["cuda"])
+
+    def _split(self, piece: Piece, budget: int) -> list[Piece]:
+        rows, length = piece.row_end - piece.row, piece.end - piece.begin
+        row = length * self._row // self.x.shape[1]
+        if self.cu_seqlens is not None:
+            return [piece]
+        if row <= budget:
+            budget = row * -(-rows // -(-rows // (budget // row)))
+        found = Cut.of(rows, length, row=row, budget=budget, multiple=MULTIPLE).pieces
+        return [part.shifted(piece.row, piece.begin) for part in found]
 
 
 def splits(walk: Walk) -> list[int]:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.causal_conv1d.arguments import Conv
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
-from dnassm.kernels.mamba_inner.arguments import Block, Key, Walk, splits
+from dnassm.kernels.mamba_inner.arguments import Block, splits
+from dnassm.kernels.mamba_inner.calls import backend_of, conv_call, gives_output, scan_call
+from dnassm.kernels.mamba_inner.plan import Key, Plan
 from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
-from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
 
 PRIORITY = 10
 
@@ -43,44 +43,6 @@ class States(NamedTuple):
 # One piece, forward
 
 
-def _conv(block: Block, walk: Walk, before: Tensor, state: Tensor | None) -> Conv:
-    return Conv(
-        x=before,
-        weight=walk.conv_weight,
-        bias=walk.conv_bias,
-        initial_state=state,
-        cu_seqlens=block.cu_seqlens,
-        silu=True,
-        reverse=walk.reverse,
-    )
-
-
-def _scan(
-    block: Block, walk: Walk, u: Tensor, gate: Tensor, x_dbl: Tensor, state: Tensor | None
-) -> Scan:
-    low, B, C = x_dbl.split(splits(walk), dim=2)
-    return Scan(
-        x=u,
-        dt=F.linear(low, walk.dt_weight),
-        A=walk.A,
-        B=B.unsqueeze(2),
-        C=C.unsqueeze(2),
-        D=walk.D,
-        z=gate,
-        dt_bias=walk.dt_bias,
-        initial_state=state,
-        cu_seqlens=block.cu_seqlens,
-        dt_softplus=True,
-        reverse=walk.reverse,
-        exact=block.exact,
-    )
-
-
-def _gives_output(block: Block, scan: Scan) -> bool:
-    """Whether the backward of this scan gives y once more, so that nobody has to keep it."""
-    return hasattr(SCAN.choose(block.backend, scan), "backward_and_output")
-
-
 def _rows(block: Block, states: States, piece: Piece) -> States:
     """The states of the rows of a piece."""
     if block.cu_seqlens is not None:
@@ -93,18 +55,27 @@ class Forward:
     """The forward of one call."""
 
     def __init__(self, block: Block) -> None:
-        self.block, self.kept = block, Kept()
-        self.wanted = set(block.leaves())
-        self.y = block.x.new_empty(*block.x.shape[:2], block.out_weight.shape[0])
+        self.block, self.plan, self._kept = block, Plan(block), Kept()
+        self._wanted = list(self.plan.leaves())
         self.states: list[Tensor] = []
         """Of the convolution and of the scan of each walk, one after the other."""
         self._xz: dict[int, Tensor] = {}
         self._gated: dict[int, Tensor] = {}
         self._keeps_output = False
 
+    @functools.cached_property
+    def y(self) -> Tensor:
+        """(B, L, M), allocated when the first piece gets to it: by then it has let go of most."""
+        return self.block.x.new_empty(*self.block.x.shape[:2], self.block.out_weight.shape[0])
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """For the backward, in the order of `Plan.leaves`."""
+        return [self._kept[key] for key in self._wanted]
+
     def run(self) -> None:
         """Let one walk after the other go over the pieces, and project what the last leaves."""
-        walks, cut = self.block.walks, self.block.cut
+        walks, cut = self.block.walks, self.plan.pieces
         for index in range(len(walks)):
             ends: dict[int, States] = {}
             state = States(None, None)
@@ -118,8 +89,8 @@ class Forward:
 
     def _keep(self, name: str, walk: int, piece: int, tensor: Tensor | None) -> None:
         key = Key(name, walk, piece)
-        if tensor is not None and key in self.wanted:
-            self.kept[key] = tensor
+        if tensor is not None and key in self._wanted:
+            self._kept[key] = tensor
 
     def _projected(self, number: int, piece: Piece, *, last: bool) -> Tensor:
         """The input projection of a piece: once for all walks."""
@@ -134,26 +105,38 @@ class Forward:
     def _piece(self, index: int, number: int, piece: Piece, start: States) -> States:
         """One walk over one piece; its output is added to that of the walks before."""
         block, walk = self.block, self.block.walks[index]
-        if block.cut.first(piece, reverse=walk.reverse):
+        if self.plan.pieces.first(piece, reverse=walk.reverse):
             start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
         self._keep("conv", index, number, start.conv)
         self._keep("ssm", index, number, start.ssm)
         xz = self._projected(number, piece, last=index == len(block.walks) - 1)
         before, gate = xz.chunk(2, dim=2)  # read where they lie
-        conv = _conv(block, walk, before, start.conv)
+        self._keep_borders(index, number, before)
+        conv = conv_call(block, walk, before, start.conv)
         u, conv_state = CONV.choose(block.backend, conv).forward(conv)
         x_dbl = F.linear(u, walk.x_weight)
-        scan = _scan(block, walk, u, gate, x_dbl, start.ssm)
-        y, ssm_state, marks = SCAN.choose(block.backend, scan).forward(scan)
+        scan = scan_call(block, walk, u, gate, x_dbl, start.ssm)
+        y, ssm_state, marks = backend_of(block, scan).forward(scan)
         for name, tensor in (("u", u), ("x_dbl", x_dbl), ("marks", marks)):
             self._keep(name, index, number, tensor)
-        self._keeps_output |= not _gives_output(block, scan)
+        self._keeps_output |= not gives_output(block, scan)
         others = self._gated.get(number)
         self._gated[number] = y if others is None else others.add_(y)
-        if not block.cut.last(piece, reverse=walk.reverse):
+        if not self.plan.pieces.last(piece, reverse=walk.reverse):
             # Exact, and so its gradient is not rounded.
             conv_state = conv_state.to(inner_dtype(conv_state))
         return States(conv_state, ssm_state)
+
+    def _keep_borders(self, index: int, number: int, before: Tensor) -> None:
+        """The inputs of the convolution that the backward enters parts of this piece with."""
+        walk, piece = self.block.walks[index], self.plan.pieces.pieces[number]
+        past = walk.conv_weight.shape[1] - 1
+        for part, place in self.plan.borders(number, reverse=walk.reverse):
+            begin = place.end if walk.reverse else place.begin - past
+            border = Piece(place.row, place.row_end, begin, begin + past)
+            found = border.shifted(-piece.row, -piece.begin).of(before)
+            found = found.flip(1) if walk.reverse else found
+            self._keep("border", index, part, found.to(inner_dtype(found), copy=True))
 
     def _project(self, number: int, piece: Piece) -> None:
         gated = self._gated.pop(number)
@@ -172,35 +155,6 @@ def _together(parts: list[Tensor | None]) -> Tensor | None:
     if len(found) < 2:
         return found[0] if found else None
     return torch.cat(found)
-
-
-def empty_kept(block: Block) -> list[Tensor]:
-    """Tensors like those that `Forward` keeps, known from shapes alone."""
-    pieces = block.cut.pieces
-    return [_empty(block, name, walk, pieces[number]) for name, walk, number in block.leaves()]
-
-
-def _empty(block: Block, name: str, index: int, piece: Piece) -> Tensor:
-    walk, x = block.walks[max(index, 0)], piece.of(block.x)
-    widths = {"xz": 2 * block.inner, "u": block.inner, "x_dbl": sum(splits(walk))}
-    if name in widths:
-        return x.new_empty(*x.shape[:2], widths[name])
-    if name == "marks":
-        scan = _empty_scan(block, walk, x)
-        return x.new_empty(SCAN.choose(block.backend, scan).marks_shape(scan), dtype=scan.inner)
-    if name == "y":
-        again = all(_gives_output(block, _empty_scan(block, walk, x)) for walk in block.walks)
-        return x.new_empty(0) if again else x.new_empty(*x.shape[:2], block.inner)
-    conv, ssm = block.state_shapes(walk)  # of a part of one row
-    if name == "ssm":
-        return walk.A.new_empty(1, *ssm[1:])
-    return x.new_empty(1, *conv[1:], dtype=inner_dtype(x))
-
-
-def _empty_scan(block: Block, walk: Walk, x: Tensor) -> Scan:
-    widths = (block.inner, block.inner, sum(splits(walk)))
-    u, gate, x_dbl = (x.new_empty(*x.shape[:2], width) for width in widths)
-    return _scan(block, walk, u, gate, x_dbl, None)
 
 
 # One piece, backward
@@ -226,8 +180,9 @@ class _Input(NamedTuple):
 class Backward:
     """The backward of one call: walks and pieces against their order."""
 
-    def __init__(self, block: Block, kept: Kept, dy: Tensor, dstates: list[Tensor]) -> None:
-        self.block, self.kept, self.dy = block, kept, dy
+    def __init__(self, block: Block, kept: list[Tensor], dy: Tensor, dstates: list[Tensor]) -> None:
+        self.block, self.plan, self.dy = block, Plan(block), dy
+        self._kept: Kept = dict(zip(self.plan.leaves(), kept, strict=True))
         self.dstates = [States(*pair) for pair in zip(dstates[::2], dstates[1::2], strict=True)]
         self.sums = Sums()
         self._held: dict[tuple[str, int], Any] = {}
@@ -240,7 +195,7 @@ class Backward:
     def run(self) -> None:
         """Fill `dx` and `sums`."""
         for index in reversed(range(len(self.block.walks))):
-            walk, cut = self.block.walks[index], self.block.cut
+            walk, cut = self.block.walks[index], self.plan.parts
             after, starts = States(None, None), {}
             for number, piece in cut.order(reverse=not walk.reverse):
                 if cut.last(piece, reverse=walk.reverse):
@@ -255,19 +210,17 @@ class Backward:
     def _piece(self, index: int, number: int, piece: Piece, after: States) -> States:
         """One walk over one piece: `after` are the gradients of the states that it left."""
         block, walk = self.block, self.block.walks[index]
-        start = States(*(self.kept.get(Key(name, index, number)) for name in States._fields))
-        if block.cut.first(piece, reverse=walk.reverse):
-            start = _rows(block, States(walk.conv_state, walk.ssm_state), piece)
+        start = self._start(index, number, piece)
         given = self._once("input", number, lambda: self._input(number, piece), last=index == 0)
         # The walk that comes to a piece first leaves its gradient where the product takes it.
         free = given.free if index == len(block.walks) - 1 else None
-        conv = dataclasses.replace(_conv(block, walk, given.before, start.conv), into=free)
-        u, x_dbl = (self.kept.get(Key(name, index, number)) for name in ("u", "x_dbl"))
+        conv = conv_call(block, walk, given.before, start.conv, free)
+        u, x_dbl = (self._part(name, index, number) for name in ("u", "x_dbl"))
         if u is None:
             u, _ = CONV.choose(block.backend, conv).forward(conv)
         if x_dbl is None:
             x_dbl = F.linear(u, walk.x_weight)
-        scan = _scan(block, walk, u, given.gate, x_dbl, start.ssm)
+        scan = scan_call(block, walk, u, given.gate, x_dbl, start.ssm)
         found: Any = self._scan(index, number, piece, scan, after.ssm)
         du, dgate, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
         del u, x_dbl, scan, found
@@ -279,9 +232,40 @@ class Backward:
         self._project(index, number, piece, given, (before.x, dgate))
         return States(before.initial_state, dssm)
 
+    def _start(self, index: int, number: int, piece: Piece) -> States:
+        """The states that a walk entered a part with."""
+        block, walk, owner = self.block, self.block.walks[index], self.plan.owners[number]
+        if self.plan.parts.first(piece, reverse=walk.reverse):
+            return _rows(block, States(walk.conv_state, walk.ssm_state), piece)
+        border = self._kept.get(Key("border", index, number))
+        if border is not None:  # the scan has its marks, and reads no state
+            return States(border, walk.A.new_zeros(1, *walk.A.shape))
+        return States(*(self._kept[Key(name, index, owner)] for name in States._fields))
+
+    def _part(self, name: str, index: int, number: int) -> Tensor | None:
+        """Of what is kept of the piece that a part belongs to."""
+        owner = self.plan.owners[number]
+        kept = self._kept.get(Key(name, index, owner))
+        if kept is None or kept.numel() == 0:
+            return kept
+        piece, part = self.plan.pieces.pieces[owner], self.plan.parts.pieces[number]
+        return part.shifted(-piece.row, -piece.begin).of(kept)
+
+    def _marks(self, index: int, number: int, scan: Scan) -> Tensor | None:
+        """The marks of a part: `mark_steps` steps of the walk lie between two."""
+        plan, owner = self.plan, self.plan.owners[number]
+        marks = self._kept.get(Key("marks", index, owner))
+        if marks is None or plan.pieces is plan.parts:
+            return marks
+        steps = backend_of(self.block, scan).mark_steps(scan)
+        first = plan.steps_before(number, reverse=scan.reverse) // steps
+        rows, length, _ = scan.x.shape
+        row = plan.parts.pieces[number].row - plan.pieces.pieces[owner].row
+        return marks[row : row + rows, first : first - (-length // steps)]
+
     def _input(self, number: int, piece: Piece) -> _Input:
         """The input projection: kept, or once more, with room for its gradient beside it."""
-        kept, inner = self.kept.get(Key("xz", -1, number)), self.block.inner
+        kept, inner = self._part("xz", -1, number), self.block.inner
         if kept is not None:
             before, gate = kept.chunk(2, dim=2)
             return _Input(before, gate, None)
@@ -310,11 +294,10 @@ class Backward:
     ) -> Gradients:
         """Through output projection and scan; what no other walk needs is written over."""
         block, last, dy = self.block, index == 0, flat(piece.of(self.dy))
-        backend: Any = SCAN.choose(block.backend, scan)
-        marks = self.kept.get(Key("marks", index, number))
-        y = self.kept.get(Key("y", -1, number))
+        backend = backend_of(block, scan)
+        marks, y = self._marks(index, number, scan), self._part("y", -1, number)
         if marks is None:
-            y, _, marks = backend.forward(scan)
+            y, _, marks = backend.forward(dataclasses.replace(scan, overwrite=()))
         again = y is not None and y.numel() == 0
         # What was kept is the sum over the walks: it counts once.
         if y is not None and not again and ("scan" not in block.keep or last):

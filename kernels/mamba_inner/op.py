@@ -16,6 +16,7 @@ from dnassm.kernels import operators
 from dnassm.kernels.backends import without_autocast
 from dnassm.kernels.mamba_inner import fused
 from dnassm.kernels.mamba_inner.arguments import STATES, TENSORS, Block, Walk
+from dnassm.kernels.mamba_inner.plan import Plan
 from dnassm.kernels.sequences import check_data
 
 _ARGUMENTS = (
@@ -57,7 +58,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     forward = fused.Forward(block)
     with torch.no_grad(), without_autocast(block.x.device):
         forward.run()
-    return forward.y, forward.states, [forward.kept[key] for key in block.leaves()]
+    return forward.y, forward.states, forward.kept
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -67,14 +68,13 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     for walk in block.walks:
         conv, ssm = block.state_shapes(walk)
         states += [block.x.new_empty(conv), walk.A.new_empty(ssm)]
-    return y, states, fused.empty_kept(block)
+    return y, states, Plan(block).empty_kept()
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     *given, kept, dy, dstates = arguments
     block = _block(*given)
-    named = dict(zip(block.leaves(), kept, strict=True))
-    backward = fused.Backward(block, named, dy, dstates)
+    backward = fused.Backward(block, kept, dy, dstates)
     with torch.no_grad(), without_autocast(block.x.device):
         backward.run()
         sums, x = backward.sums, block.x

@@ -76,12 +76,17 @@ def test_values_and_every_gradient_are_those_of_the_composition(name, dtype):
 
 
 @pytest.mark.parametrize("keep", [(), ("x_dbl", "scan"), KEEP], ids=["nothing", "some", "all"])
+@pytest.mark.parametrize("forward", [1, 2, 3])
+@pytest.mark.parametrize("length", [4096, 4097])
 @pytest.mark.parametrize("name", ["plain", "reverse", "both directions"])
-def test_where_rows_are_cut_changes_nothing(name, keep, monkeypatch):
-    case = dataclasses.replace(CASES[name], length=4097)
+def test_where_rows_are_cut_changes_nothing(name, length, forward, keep, monkeypatch):
+    """The forward's rows in so many pieces, if its marks allow that; the backward's in more."""
+    case = dataclasses.replace(CASES[name], length=length)
     inputs, _ = on_gpu(case, torch.float32)
     want, weights = outcome(inputs, fused=False)
-    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", 4097 * case.inner * 4 // 3)
+    row = length * case.inner * 4
+    monkeypatch.setitem(arguments.FORWARD_BYTES, "cuda", row // forward + 1)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", row // 3)
     got, _ = outcome(inputs, weights, keep=keep)
     assert furthest(got, want)[0] <= ROUNDING[torch.float32], furthest(got, want)
 
@@ -137,16 +142,23 @@ def test_memory_is_that_of_a_piece_beside_what_is_kept(monkeypatch):
     """At 2^18 positions, E 512 and 2^15 a piece: y, dx, what is kept and six of a piece."""
     case = Case(1, 1 << 18, 256, 512, states=16, rank=16, bare=True)
     whole = 2 * case.length * case.inner  # bytes of a tensor (1, L, E)
-    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", whole // 8)
+    for most in (arguments.PIECE_BYTES, arguments.FORWARD_BYTES):
+        monkeypatch.setitem(most, "cuda", whole // 8)
     beyond, _ = most_beyond(case, keep=("x_dbl", "scan"))
     y, dx, marks, x_dbl = whole / 2, whole / 2, whole / 4, whole * 48 / 512
     assert beyond <= y + dx + marks + x_dbl + 6 * whole / 8 + (96 << 20)
 
 
-def test_a_block_of_width_768_takes_as_little_as_is_asked():
-    """8 x 8192 positions, all that is kept by default included: 1.4 GiB, x and dy among them."""
-    beyond, inputs = most_beyond(Case(8, 8192, 768, 1536, states=16, rank=48, bare=True))
-    assert beyond + 2 * inputs.x.nbytes <= 1.4 * (1 << 30)
+ASKED = {  # GiB, what is kept by default, x and dy included
+    1.4: Case(8, 8192, 768, 1536, states=16, rank=48, bare=True),
+    6.0: Case(1, 1 << 20, 256, 512, states=16, rank=16, bare=True),
+}
+
+
+@pytest.mark.parametrize("gib", ASKED)
+def test_a_block_takes_as_little_as_is_asked(gib):
+    beyond, inputs = most_beyond(ASKED[gib])
+    assert beyond + 2 * inputs.x.nbytes <= gib * (1 << 30)
 
 
 # Steps

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
+import types
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dnassm.errors import BackendError, ShapeError
 from dnassm.kernels.laws import Probe, errors, laws
-from dnassm.kernels.mamba_inner import Walk, arguments, checks, mamba_inner, op
+from dnassm.kernels.mamba_inner import Walk, arguments, calls, checks, fused, mamba_inner, op
 from dnassm.kernels.mamba_inner.arguments import KEEP, STATES, TENSORS
 from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
+from dnassm.kernels.mamba_inner.plan import Plan
 from dnassm.kernels.selective_scan import portable
 
 BOTH = (False, True)
@@ -124,11 +127,15 @@ def test_every_backend_serves_both_operators(backend):
 
 @pytest.fixture
 def thrifty(monkeypatch):
-    """The portable scan as `cuda` is: its backward gives y again, and writes where it may.
+    """The portable scan as `cuda` is: its backward gives y again, and both write where they may.
 
     Returns what each backward was allowed to write over.
     """
-    backward, allowed = portable.backward, []
+    forward, backward, allowed = portable.forward, portable.backward, []
+
+    def over_dt(scan):
+        y, *others = forward(scan)
+        return (scan.dt.copy_(y) if "dt" in scan.overwrite else y, *others)
 
     def over_inputs(scan, marks, dy, dfinal):
         allowed.append(scan.overwrite)
@@ -141,9 +148,10 @@ def thrifty(monkeypatch):
         return found._replace(dt=over["dt"], z=over["z"], x=over["dy"])
 
     def and_output(scan, marks, dy, dfinal):
-        y, _, _ = portable.forward(scan)
+        y, _, _ = forward(scan)
         return over_inputs(scan, marks, dy, dfinal), y
 
+    monkeypatch.setattr(portable, "forward", over_dt)
     monkeypatch.setattr(portable, "backward", over_inputs)
     monkeypatch.setattr(portable, "backward_and_output", and_output, raising=False)
     return allowed
@@ -165,6 +173,115 @@ def test_a_scan_that_writes_over_its_inputs_changes_nothing(
     kept = {name: t.clone() for name, t in inputs.named().items()}
     outcome(inputs, weights, keep=keep, backend="portable", **case.options)
     assert all(torch.equal(t, kept[name]) for name, t in inputs.named().items())
+
+
+MARKED = 32
+"""Steps between two marks of `sharing`."""
+
+
+@pytest.fixture
+def sharing(thrifty, monkeypatch):
+    """The same with marks that parts of a row share, and y written over dt.
+
+    Its backward knows of the state before a part what the marks say. Returns the lengths of calls.
+    """
+    forward, backward, lengths = portable.forward, portable.backward, []
+
+    def states(scan, state):
+        found, length = [], scan.x.shape[1]
+        for begin in range(0, length, MARKED):
+            found.append(state)
+            end = min(begin + MARKED, length)
+            steps = slice(length - end, length - begin) if scan.reverse else slice(begin, end)
+            part = {name: getattr(scan, name)[:, steps] for name in ("x", "dt", "B", "C", "z")}
+            part |= {"initial_state": state, "overwrite": ()}
+            state = forward(dataclasses.replace(scan, **part))[1]
+        return torch.stack(found, 1)
+
+    def marked(scan):
+        lengths.append(scan.x.shape[1])
+        given = scan.initial_state
+        y, last, _ = forward(dataclasses.replace(scan, overwrite=()))
+        marks = states(scan, scan.A.new_zeros(scan.state_shape) if given is None else given)
+        return scan.dt.copy_(y) if "dt" in scan.overwrite else y, last, marks
+
+    def from_marks(scan, marks, dy, dfinal):
+        lengths.append(scan.x.shape[1])
+        torch.testing.assert_close(states(scan, marks[:, 0]), marks)
+        if scan.initial_state is not None:
+            scan = dataclasses.replace(scan, initial_state=marks[:, 0])
+        y, _, none = forward(dataclasses.replace(scan, overwrite=()))
+        return backward(scan, none, dy, dfinal), y
+
+    def shape(scan):
+        return (len(scan.x), -(-scan.x.shape[1] // MARKED), *scan.A.shape)
+
+    backend = types.SimpleNamespace(
+        forward=marked,
+        backward_and_output=from_marks,
+        marks_shape=shape,
+        mark_steps=lambda scan: MARKED,
+    )
+    monkeypatch.setattr(calls, "SCAN", types.SimpleNamespace(choose=lambda name, scan: backend))
+    return lengths
+
+
+LONG = 4 * 128
+SHARED = {  # positions of a piece of the forward and of the backward, and how many calls they make
+    "whole": (2 * LONG, LONG // 2, {LONG: 1, LONG // 2: 4}),
+    "a row": (LONG, 128, {LONG: 2, 128: 8}),
+    "halves": (LONG // 2, 128, {LONG // 2: 4, 128: 8}),
+    "rows": (2 * LONG, LONG, {LONG: 3}),
+}
+
+
+@pytest.mark.parametrize("cut", SHARED)
+@pytest.mark.parametrize("keep", [("scan",), ("u", "scan"), KEEP], ids=" ".join)
+@pytest.mark.parametrize("name", ["plain", "reverse", "both directions", "bare"])
+def test_a_forward_in_longer_pieces_than_the_backward_changes_nothing(
+    name, keep, cut, sharing, monkeypatch
+):
+    case = dataclasses.replace(CASES[name], length=LONG)
+    forward, backward, each = SHARED[cut]
+    position = case.inner * 8
+    monkeypatch.setitem(arguments.FORWARD_BYTES, "cpu", forward * position)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cpu", backward * position)
+    inputs = case.inputs(torch.float64)
+    want, weights = outcome(inputs, fused=False, backend="reference")
+    got, _ = outcome(inputs, weights, keep=keep, backend="portable")
+    assert furthest(got, want)[0] <= ROUNDING[torch.float64], furthest(got, want)
+    walks = len(case.reverse)
+    assert collections.Counter(sharing) == {n: walks * count for n, count in each.items()}
+
+
+@pytest.mark.parametrize("case", [Case(length=300, reverse=BOTH), Case(length=256, taps=130)])
+def test_a_forward_is_cut_as_the_backward_where_marks_or_inputs_lie_in_two_pieces(
+    case, sharing, monkeypatch
+):
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cpu", 128 * case.inner * 8)
+    inputs = case.inputs(torch.float64)
+    want, weights = outcome(inputs, fused=False, backend="portable")
+    got, _ = outcome(inputs, weights, keep=("scan",), backend="portable")
+    assert furthest(got, want)[0] <= ROUNDING[torch.float64], furthest(got, want)
+    assert max(sharing) == 128
+
+
+@pytest.mark.parametrize("name", ["plain", "both directions"])
+def test_what_a_longer_forward_keeps_is_told_from_shapes_alone(name, sharing, monkeypatch):
+    case = dataclasses.replace(CASES[name], length=LONG)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cpu", 128 * case.inner * 8)
+    inputs = case.inputs(torch.float64)
+    kept = (STATES, *KEEP)
+    block = arguments.Block(
+        inputs.x, inputs.in_weight, inputs.out_weight, inputs.walks, None, False, kept, "portable"
+    )
+    forward = fused.Forward(block)
+    forward.run()
+    told = Plan(block).empty_kept()
+    assert len(Plan(block).pieces.pieces) < len(Plan(block).parts.pieces)
+    assert [t.shape for t in told] == [t.shape for t in forward.kept]
+    assert [t.dtype for t in told] == [t.dtype for t in forward.kept]
+    assert all(t.is_contiguous() for t in forward.kept)
 
 
 def test_a_graph_that_is_kept_can_be_walked_twice(thrifty):
@@ -444,9 +561,9 @@ def test_only_what_is_asked_for_gets_a_gradient():
 def test_the_loss_may_go_through_one_result_alone(result):
     inputs = CASES["both directions"].inputs(torch.float64)
     found = []
-    for fused in (True, False):
+    for whole in (True, False):
         x = inputs.x.detach().clone().requires_grad_()
-        results = inputs.replaced({"x": x}).run(fused=fused)
+        results = inputs.replaced({"x": x}).run(fused=whole)
         found.append(torch.autograd.grad(results[result].square().sum(), x)[0])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-12)
 
