@@ -10,7 +10,7 @@ the fastest beside it. The stages take turns, so that whatever else runs on the 
 them; `of_floor` is the median over the turns of the CPU time of the floor divided by that of
 tokenizing.
 
-The parts of a turn of one core: `parse` (with reading), `digests`, `write` and `compile_both`;
+The parts of a turn of one core: `parse` (with reading), `digests`, `write` and `compile_all`;
 `hashlib` is what the digests would take without own code, `parse_by_numpy` the parsing, and
 `digests_of_one` those of a genome of one contig, each byte of which has to wait for the one before.
 The floor is `digests`, MD5 and SHA-256 of every base, and nothing else; of gzip it is `inflate`.
@@ -113,11 +113,8 @@ class _Zeros(CodesFile):
 
 
 def _digests(path: Path, folder: Path, contigs: int) -> None:
-    code = digest_code.compiled()
-    if code is None:
-        raise SystemExit("the CPU has no SHA instructions")
     with _Zeros(folder / "codes") as file:
-        lanes = DigestLanes(code, file)
+        lanes = DigestLanes(file)
         for _ in range(contigs):
             lanes.begin()
             file.size += path.stat().st_size // contigs
@@ -154,10 +151,12 @@ def write(path: Path, folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def compile_both(path: Path, folder: Path) -> None:
+def compile_all(path: Path, folder: Path) -> None:
     """Load the compiler and compile what long files are read with."""
-    digest_code.compiled()
     line_code.compiled()
+    digest_code.compiled("one")
+    digest_code.compiled("four")
+    digest_code.compiled("spell")
 
 
 def inflate(path: Path, folder: Path) -> None:
@@ -177,7 +176,7 @@ STAGES: dict[str, Callable[[Path, Path], None]] = {
     f.__name__: f
     for f in (
         *(tokenize, read_only, parse, parse_by_numpy, digests, digests_of_one, hashlib),
-        *(write, compile_both, inflate),
+        *(write, compile_all, inflate),
     )
 }
 GZIP = ("tokenize", "parse", "inflate")

@@ -11,8 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from dnassm.data.alphabet import Codes
-from dnassm.data.digest_code import BLOCK, MD5_START, SHA256_START
-from dnassm.machine_code import Compiled
+from dnassm.data.digest_code import BLOCK, MD5_START, SHA256_START, digest
 
 _FROM_ABCDEFGH = [5, 4, 1, 0, 7, 6, 3, 2]
 """The order f e b a h g d c in which the CPU's instructions have the state of SHA-256."""
@@ -50,12 +49,12 @@ class Hashlib(ContigDigest):
 
 
 class Interleaved(ContigDigest):
-    """Both at once by `code`, which others may use on `state` for whole blocks: see `skip`."""
+    """Both at once by digest_code, which others may use on `state` as well: see `skip`."""
 
-    def __init__(self, code: Compiled) -> None:
-        self._digest = code.functions["one"]
+    def __init__(self) -> None:
         self.state = _START.copy()
         """uint32 (12,), as digest_code has it."""
+        self.address = self.state.ctypes.data
         self._length = 0
         self._waiting = bytearray(), bytearray()
         """What does not fill a block yet, of both streams."""
@@ -81,15 +80,16 @@ class Interleaved(ContigDigest):
         self._wait(upper[end:], codes[end:])
 
     def hexdigests(self) -> tuple[str, str]:
-        """MD5 and SHA-256: of a copy that is taken on by the padding and the number of bits."""
+        """MD5 and SHA-256: of what stands behind the padding and the number of bits."""
         state, bits = self.state.copy(), 8 * self._length
         padding = b"\x80" + bytes((-self._length - 9) % BLOCK)
         upper = self._waiting[0] + padding + bits.to_bytes(8, "little")
         codes = self._waiting[1] + padding + bits.to_bytes(8, "big")
         self._take(np.frombuffer(upper, dtype=np.uint8), np.frombuffer(codes, dtype=np.uint8))
-        md5, sha256 = self.state[:4], self.state[4:][_TO_ABCDEFGH]
-        self.state = state
-        return md5.astype("<u4").tobytes().hex(), sha256.astype(">u4").tobytes().hex()
+        md5 = self.state[:4].astype("<u4").tobytes().hex()
+        sha256 = self.state[4:][_TO_ABCDEFGH].astype(">u4").tobytes().hex()
+        self.state[:] = state
+        return md5, sha256
 
     def _wait(self, upper: Codes, codes: Codes) -> None:
         for held, stream in zip(self._waiting, (upper, codes), strict=True):
@@ -98,5 +98,5 @@ class Interleaved(ContigDigest):
     def _take(self, upper: Codes, codes: Codes) -> None:
         """Whole blocks."""
         if upper.size:
-            addresses = [array.ctypes.data for array in (self.state, upper, codes)]
-            self._digest(np.array(addresses, dtype=np.uint64).ctypes.data, upper.size // BLOCK)
+            stream = (self.address, upper.ctypes.data, codes.ctypes.data)
+            digest([stream], upper.size // BLOCK)

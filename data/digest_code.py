@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from dnassm.data.alphabet import BASE, LETTERS
 from dnassm.machine_code import Assembly, Compiled, compile_assembly, has_features, missing
@@ -25,10 +26,20 @@ LANES = 4
 """Streams that are taken together."""
 MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 
+_Address = ctypes.c_uint64
 _V, _BYTES = "<4 x i32>", "<16 x i8>"
 _VARIABLES = ("a", "b", "c", "d", "feba", "hgdc")
 _PLACES = (0, 1, 2, 3, 4, 8)
 """Where they stand in the state of a stream."""
+_DECLARATIONS = f"""
+    declare i32 @llvm.fshl.i32(i32, i32, i32)
+    declare {_V} @llvm.fshl.v4i32({_V}, {_V}, {_V})
+    declare {_V} @llvm.bswap.v4i32({_V})
+    declare {_V} @llvm.x86.sha256rnds2({_V}, {_V}, {_V})
+    declare {_V} @llvm.x86.sha256msg1({_V}, {_V})
+    declare {_V} @llvm.x86.sha256msg2({_V}, {_V})
+    declare {_BYTES} @llvm.x86.ssse3.pshuf.b.128({_BYTES}, {_BYTES})
+"""
 _SHIFTS = ((7, 12, 17, 22), (5, 9, 14, 20), (4, 11, 16, 23), (6, 10, 15, 21))
 _WORDS = ((1, 0), (5, 1), (3, 5), (7, 0))
 """Round i of each sixteen takes word (factor i + first) mod 16 of the block."""
@@ -52,41 +63,43 @@ def _cube_root_bits(number: int) -> int:
     return root & 0xFFFFFFFF
 
 
+def can_compile() -> bool:
+    """Whether there is a compiler, and a CPU with SHA instructions."""
+    return not missing() and has_features("sha", "ssse3", "sse4.1")
+
+
+def digest(streams: Sequence[tuple[int, int, int]], blocks: int) -> None:
+    """Take up to LANES streams on by so many blocks each, at least one.
+
+    A stream is three addresses: of its state (12 uint32: MD5's a b c d, SHA-256's f e b a h g d c),
+    of what MD5 takes and of what SHA-256 takes.
+    """
+    lanes = 1 if len(streams) == 1 else LANES
+    # What stands in for a stream that is missing computes, and writes, the same as another one.
+    used = (streams[lane % len(streams)] for lane in range(lanes))
+    addresses = itertools.chain.from_iterable(zip(*used, strict=True))
+    compiled("one" if lanes == 1 else "four")((_Address * (3 * lanes))(*addresses), blocks)
+
+
+def spell(codes: int, letters: int, blocks: int) -> None:
+    """Write the upper-case letters of codes that no U was, from one address to the other."""
+    compiled("spell")(codes, letters, blocks)
+
+
+def compiled(name: Literal["one", "four", "spell"]) -> Callable[..., None]:
+    """A function; compiled where it is asked for first."""
+    return _compiled(name).functions[name]
+
+
 @functools.cache
-def compiled() -> Compiled | None:
-    """The functions below; None without SHA instructions. All arguments but sizes are addresses.
-
-    ``one(streams, blocks)`` and ``four(streams, blocks)`` take one stream or four on by so many
-    blocks. `streams` are the addresses of all states (12 uint32: MD5's a b c d, SHA-256's f e b a
-    h g d c), then those of what MD5 takes, then of what SHA-256 takes. Streams may be the same.
-
-    ``spell(codes, letters, blocks)`` writes the upper-case letters of codes that no U was.
-    """
-    if missing() or not has_features("sha", "ssse3", "sse4.1"):
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    functions = {
-        "one": (pointer, number),
-        "four": (pointer, number),
-        "spell": (pointer, pointer, number),
-    }
+def _compiled(name: str) -> Compiled:
+    if name == "spell":
+        text, addresses = _spell(), 2
+    else:
+        text, addresses = _digest(name, 1 if name == "one" else LANES), 1
+    arguments = (*[ctypes.c_void_p] * addresses, ctypes.c_int64)
     # The optimiser would move the constants of MD5 to where they are waited for.
-    return compile_assembly(_module(), functions, passes="none")
-
-
-def _module() -> str:
-    return f"""
-        declare i32 @llvm.fshl.i32(i32, i32, i32)
-        declare {_V} @llvm.fshl.v4i32({_V}, {_V}, {_V})
-        declare {_V} @llvm.bswap.v4i32({_V})
-        declare {_V} @llvm.x86.sha256rnds2({_V}, {_V}, {_V})
-        declare {_V} @llvm.x86.sha256msg1({_V}, {_V})
-        declare {_V} @llvm.x86.sha256msg2({_V}, {_V})
-        declare {_BYTES} @llvm.x86.ssse3.pshuf.b.128({_BYTES}, {_BYTES})
-        {_digest("one", 1)}
-        {_digest("four", LANES)}
-        {_spell()}
-    """
+    return compile_assembly(_DECLARATIONS + text, {name: arguments}, passes="none")
 
 
 def _digest(name: str, lanes: int) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 from dnassm.data.alphabet import CODE_TO_ASCII
 from dnassm.data.codes_file import CodesFile
 from dnassm.data.contig_digest import Interleaved
-from dnassm.data.digest_code import BLOCK, LANES
-from dnassm.machine_code import Compiled
+from dnassm.data.digest_code import BLOCK, LANES, digest, spell
 
 _ROW = 1 << 17
 """Bytes of each contig at a time: of all lanes, codes and letters fit the cache of a core."""
@@ -51,21 +50,21 @@ class DigestLanes:
     `begin` and `grow` are for the thread that writes; `run` may be called by another one.
     """
 
-    def __init__(self, code: Compiled, codes: CodesFile) -> None:
-        self._code = code
+    def __init__(self, codes: CodesFile) -> None:
         self._file = codes
         self._coming: collections.deque[_Contig] = collections.deque()
         self._held: list[_Contig] = []
         self._growing: _Contig | None = None
         self._taken = codes.size
         """Where the bytes would end that were taken, if they stood at the beginning."""
-        rows = np.zeros((2, LANES, _ROW + _APART), dtype=np.uint8)
-        self._codes, self._letters = rows[:, :, :_ROW]
+        rows = np.zeros((LANES, 2, _ROW + _APART), dtype=np.uint8)
+        self._rows = rows[:, 0]
+        self._places = [(codes.ctypes.data, letters.ctypes.data) for codes, letters in rows]
 
     def begin(self) -> Interleaved:
         """Another contig, from the end of the file on."""
         self._end()
-        self._growing = _Contig(Interleaved(self._code), self._file.size, self._file.size)
+        self._growing = _Contig(Interleaved(), self._file.size, self._file.size)
         self._coming.append(self._growing)
         return self._growing.digest
 
@@ -110,7 +109,7 @@ class DigestLanes:
             self._held.append(self._coming.popleft())
 
     def _finish(self, contig: _Contig) -> None:
-        rest = self._codes[0, : contig.end - contig.at]
+        rest = self._rows[0, : contig.end - contig.at]
         self._file.fetch(rest, contig.at)
         contig.digest.update(_UPPER[rest], rest)
         self._taken += rest.size
@@ -118,17 +117,12 @@ class DigestLanes:
     def _turn(self, contigs: list[_Contig]) -> None:
         """Take as much of each as of the one of which least is ready."""
         size = min(_ROW, *(contig.ready() for contig in contigs))
-        for contig, codes, letters in zip(contigs, self._codes, self._letters, strict=False):
-            self._file.fetch(codes[:size], contig.at)
-            self._code.functions["spell"](codes.ctypes.data, letters.ctypes.data, size // BLOCK)
+        streams = []
+        for contig, row, (codes, letters) in zip(contigs, self._rows, self._places, strict=False):
+            self._file.fetch(row[:size], contig.at)
+            spell(codes, letters, size // BLOCK)
+            streams.append((contig.digest.address, letters, codes))
             contig.at += size
             contig.digest.skip(size)
         self._taken += size * len(contigs)
-        lanes = 1 if len(contigs) == 1 else LANES
-        # What stands in for an empty lane computes, and writes, the same as another one.
-        used = [lane % len(contigs) for lane in range(lanes)]
-        states = [contigs[lane].digest.state for lane in used]
-        rows = [row[lane] for row in (self._letters, self._codes) for lane in used]
-        addresses = [array.ctypes.data for array in (*states, *rows)]
-        streams = np.array(addresses, dtype=np.uint64)
-        self._code.functions["one" if lanes == 1 else "four"](streams.ctypes.data, size // BLOCK)
+        digest(streams, size // BLOCK)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from typing import Any
 from dnassm.data.alphabet import Codes
 from dnassm.data.codes_file import CodesFile
 from dnassm.data.contig_digest import ContigDigest, Hashlib
-from dnassm.data.digest_code import compiled
+from dnassm.data.digest_code import can_compile
 from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.encoder import BaseCounts
 from dnassm.data.fasta import Bases, Header, read_fasta
@@ -155,12 +157,14 @@ class _Draft:
 class _Behind:
     """Calls functions in a thread that may lag a little behind, one after the other.
 
-    An error of one is raised by a later call. Leaving the context gives up what has not begun.
+    It gives way to the threads that it waits for, where the system knows priorities of threads. An
+    error is raised by a later call. Leaving the context gives up what has not begun.
     """
 
     def __init__(self, threads: bool) -> None:  # noqa: FBT001  the only thing it is told
         self.has_thread = threads
-        self._pool = ThreadPoolExecutor(max_workers=1) if threads else None
+        give_way = functools.partial(os.nice, 10) if sys.platform == "linux" else None
+        self._pool = ThreadPoolExecutor(1, initializer=give_way) if threads else None
         self._pending: collections.deque[Future[object]] = collections.deque()
 
     def __enter__(self) -> _Behind:
@@ -213,8 +217,9 @@ class _Digests(ABC):
 
 
 def _digests(behind: _Behind, codes: CodesFile, *, compile_code: bool) -> _Digests:
-    code = compiled() if compile_code else None
-    return _AtOnce(behind) if code is None else _Later(behind, DigestLanes(code, codes))
+    if compile_code and can_compile():
+        return _Later(behind, DigestLanes(codes))
+    return _AtOnce(behind)
 
 
 class _AtOnce(_Digests):

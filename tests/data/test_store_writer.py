@@ -6,6 +6,8 @@ import functools
 import gzip
 import hashlib
 import itertools
+import os
+import sys
 import threading
 
 import numpy as np
@@ -105,7 +107,7 @@ def test_u_is_digested_as_it_was_written(tmp_path, monkeypatch, block):
 def test_what_fails_is_raised_from_whatever_thread(
     fasta, tmp_path, monkeypatch, owner, name, compiled, at
 ):
-    if compiled and digest_code.compiled() is None:
+    if compiled and not digest_code.can_compile():
         pytest.skip("the CPU has no SHA instructions")
     original = getattr(owner, name)
     calls = 0
@@ -143,3 +145,19 @@ def test_gzip_that_is_cut_short_is_refused_as_without_threads(fasta, tmp_path, c
     path.write_bytes(whole[:cut] + bytes(50) + whole[cut + 50 :])
     with pytest.raises(FormatError):
         write(path, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
+def test_only_the_thread_of_the_digests_gives_way(fasta, tmp_path, monkeypatch):
+    found = []
+    update = Hashlib.update
+
+    def look(*arguments):
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        update(*arguments)
+
+    monkeypatch.setattr(Hashlib, "update", look)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    written(fasta[0], tmp_path, threads=True, compiled=False, monkeypatch=monkeypatch)
+    assert max(found) == min(before + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
