@@ -97,6 +97,17 @@ def test_nothing_is_taken_before_there_is_a_choice_but_it_is_then(tmp_path):
     assert len({tuple(digest.state.tolist()) for digest in digests}) == LANES
 
 
+def test_the_last_contigs_end_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(digest_lanes, "_LAG", 1 << 30)
+    turns = []
+    turn = DigestLanes._turn
+    monkeypatch.setattr(
+        DigestLanes, "_turn", lambda *both: (turns.append(len(both[1])), turn(*both))
+    )
+    check(tmp_path, [40 * ROW] * (LANES + 1), piece=ROW, eager=False)
+    assert turns.count(LANES) > 0.9 * 40 * (LANES + 1) / LANES
+
+
 def test_a_thread_that_digests_while_another_one_writes(tmp_path):
     contigs = [contig(50_000 + 7 * seed, seed) for seed in range(6)]
     done = threading.Event()
