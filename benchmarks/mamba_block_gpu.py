@@ -51,11 +51,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all kept": {"keep": KEEP},
     "u, x_dbl, scan kept": {"keep": ("u", "x_dbl", "scan")},
     "xz, x_dbl, scan kept": {"keep": ("xz", "x_dbl", "scan")},
+    "y, x_dbl, scan kept": {"keep": ("y", "x_dbl", "scan")},
+    "u, y, x_dbl, scan kept": {"keep": ("u", "y", "x_dbl", "scan")},
     "x_dbl, scan kept": {"keep": ("x_dbl", "scan")},
     "nothing kept": {"keep": ()},
     "composed": {"fused": False},
 }
-IN_PIECES = ["", "u, x_dbl, scan kept", "xz, x_dbl, scan kept", "all kept"]
+IN_PIECES = [name for name in VARIANTS if name not in ("nothing kept", "composed")]
 LAYERS, WIDTH, BATCHES = 8, 256, [1, 16, 64, 256]
 
 

@@ -90,10 +90,10 @@ def mamba_inner(
         exact: as in `selective_scan`.
         fused: False composes the public operators; the values and gradients are the same.
         keep: what the backward shall find instead of computing it again, of "xz" (the input
-            projection), "u" (output of the convolution), "x_dbl" (step size of low rank, B and C)
-            and "scan" (marks, and the gated output where the backward of the scan does not give
-            it again). None: all but "u" on a CPU; elsewhere "x_dbl" and "scan", and "xz" and "u"
-            where they take at most 256 MiB.
+            projection), "u" (output of the convolution), "x_dbl" (step size of low rank, B and C),
+            "scan" (marks, and the gated output where the backward of the scan does not give it
+            again) and, with "scan", "y" (the gated output in any case). None: "x_dbl" and "scan",
+            and "xz" on a CPU; elsewhere "xz" and "u" where they take at most 256 MiB.
         backend: "auto" or a name that both operators have.
 
     Returns:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnassm.kernels.pieces import Cut, Piece
 
-KEEP = ("xz", "u", "x_dbl", "scan")
+KEEP = ("xz", "u", "x_dbl", "scan", "y")
 """What the forward may keep for the backward: what is not kept is computed again."""
 STATES = "states"
 """What is kept at least where there is a backward: the states between pieces."""

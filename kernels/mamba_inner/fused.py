@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
 from dnassm.kernels.mamba_inner.arguments import Block, splits
-from dnassm.kernels.mamba_inner.calls import backend_of, conv_call, gives_output, scan_call
+from dnassm.kernels.mamba_inner.calls import backend_of, conv_call, scan_call
 from dnassm.kernels.mamba_inner.plan import Key, Plan
 from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
@@ -61,7 +61,6 @@ class Forward:
         """Of the convolution and of the scan of each walk, one after the other."""
         self._xz: dict[int, Tensor] = {}
         self._gated: dict[int, Tensor] = {}
-        self._keeps_output = False
 
     @functools.cached_property
     def y(self) -> Tensor:
@@ -119,7 +118,6 @@ class Forward:
         y, ssm_state, marks = backend_of(block, scan).forward(scan)
         for name, tensor in (("u", u), ("x_dbl", x_dbl), ("marks", marks)):
             self._keep(name, index, number, tensor)
-        self._keeps_output |= not gives_output(block, scan)
         others = self._gated.get(number)
         self._gated[number] = y if others is None else others.add_(y)
         if not self.plan.pieces.last(piece, reverse=walk.reverse):
@@ -140,7 +138,9 @@ class Forward:
 
     def _project(self, number: int, piece: Piece) -> None:
         gated = self._gated.pop(number)
-        self._keep("y", -1, number, gated if self._keeps_output else gated.new_empty(0))
+        if Key("y", -1, number) in self._wanted:
+            kept = self.plan.keeps_output(piece.of(self.block.x))
+            self._keep("y", -1, number, gated if kept else gated.new_empty(0))
         torch.mm(flat(gated), self.block.out_weight.t(), out=flat(piece.of(self.y)))
 
 

@@ -82,6 +82,12 @@ class Plan:
                 for part, _ in self.borders(number, reverse=walk.reverse):
                     yield Key("border", index, part)
 
+    def keeps_output(self, x: Tensor) -> bool:
+        """Whether y of a piece x is kept with the marks: asked for, or not given again."""
+        block = self.block
+        again = all(gives_output(block, scan_like(block, walk, x)) for walk in block.walks)
+        return "y" in block.keep or not again
+
     def empty_kept(self) -> list[Tensor]:
         """Tensors like those that the forward keeps, known from shapes alone."""
         return [self._empty(*key) for key in self.leaves()]
@@ -98,7 +104,7 @@ class Plan:
         if name == "marks":
             scan = scan_like(block, walk, x)
             return x.new_empty(backend_of(block, scan).marks_shape(scan), dtype=scan.inner)
-        if name == "y" and all(gives_output(block, scan_like(block, w, x)) for w in block.walks):
+        if name == "y" and not self.keeps_output(x):
             return x.new_empty(0)
         widths = {"xz": 2 * block.inner, "x_dbl": sum(splits(walk))}
         return x.new_empty(*x.shape[:2], widths.get(name, block.inner))

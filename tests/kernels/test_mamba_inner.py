@@ -158,7 +158,9 @@ def thrifty(monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("keep", [(), ("scan",), ("xz", "scan"), ("u",), KEEP], ids=" ".join)
+@pytest.mark.parametrize(
+    "keep", [(), ("scan",), ("xz", "scan"), ("scan", "y"), ("u",), KEEP], ids=" ".join
+)
 @pytest.mark.parametrize("name", ["plain", "reverse", "both directions", "packed"])
 def test_a_scan_that_writes_over_its_inputs_changes_nothing(
     name, keep, parts, thrifty, monkeypatch
@@ -205,7 +207,7 @@ def sharing(thrifty, monkeypatch):
         marks = states(scan, scan.A.new_zeros(scan.state_shape) if given is None else given)
         return scan.dt.copy_(y) if "dt" in scan.overwrite else y, last, marks
 
-    def from_marks(scan, marks, dy, dfinal):
+    def and_output(scan, marks, dy, dfinal):
         lengths.append(scan.x.shape[1])
         torch.testing.assert_close(states(scan, marks[:, 0]), marks)
         if scan.initial_state is not None:
@@ -213,12 +215,16 @@ def sharing(thrifty, monkeypatch):
         y, _, none = forward(dataclasses.replace(scan, overwrite=()))
         return backward(scan, none, dy, dfinal), y
 
+    def from_marks(scan, marks, dy, dfinal):
+        return and_output(scan, marks, dy, dfinal)[0]
+
     def shape(scan):
         return (len(scan.x), -(-scan.x.shape[1] // MARKED), *scan.A.shape)
 
     backend = types.SimpleNamespace(
         forward=marked,
-        backward_and_output=from_marks,
+        backward=from_marks,
+        backward_and_output=and_output,
         marks_shape=shape,
         mark_steps=lambda scan: MARKED,
     )
@@ -236,7 +242,7 @@ SHARED = {  # positions of a piece of the forward and of the backward, and how m
 
 
 @pytest.mark.parametrize("cut", SHARED)
-@pytest.mark.parametrize("keep", [("scan",), ("u", "scan"), KEEP], ids=" ".join)
+@pytest.mark.parametrize("keep", [("scan",), ("u", "scan"), ("scan", "y"), KEEP], ids=" ".join)
 @pytest.mark.parametrize("name", ["plain", "reverse", "both directions", "bare"])
 def test_a_forward_in_longer_pieces_than_the_backward_changes_nothing(
     name, keep, cut, sharing, monkeypatch
@@ -406,6 +412,7 @@ def test_the_backward_holds_what_is_kept_and_nothing_else():
 def test_the_output_of_a_scan_that_gives_it_again_is_not_kept(thrifty):
     inner = 256 * 64 * 4
     assert bytes_kept(("scan",), backend="portable") <= 0.5 * inner
+    assert inner < bytes_kept(("scan", "y"), backend="portable") <= 1.5 * inner
 
 
 def test_what_is_kept_follows_the_size_of_the_call():
@@ -664,8 +671,8 @@ def test_bad_edges_of_sequences_are_named(message, edges):
 
 def test_an_option_that_does_not_exist_is_named_with_those_that_do():
     inputs = Case().inputs(torch.float32)
-    with pytest.raises(ShapeError, match="keep has no 'y'; have xz, u, x_dbl, scan"):
-        inputs.run(keep=("y",))
+    with pytest.raises(ShapeError, match="keep has no 'dt'; have xz, u, x_dbl, scan, y"):
+        inputs.run(keep=("dt",))
     with pytest.raises(ShapeError, match="at least one walk"):
         mamba_inner(inputs.x, inputs.in_weight, inputs.out_weight)
 

@@ -97,7 +97,10 @@ def test_the_default_takes_no_more_than_was_asked_for(counter, shape, asked):
         ((1, 256, 1 << 20), ("u", "x_dbl", "scan"), 352, 5.49),
         ((1, 256, 1 << 20), ("xz", "x_dbl", "scan"), 256, 5.71),
         ((8, 768, 1 << 13), ("u", "x_dbl", "scan"), 512, 1.27),
-        ((8, 768, 1 << 13), KEEP, 48, 1.26),
+        ((8, 768, 1 << 13), ("xz", "u", "x_dbl", "scan"), 48, 1.26),
+        ((8, 768, 1 << 13), KEEP, 48, 1.40),
+        ((1, 256, 1 << 20), ("x_dbl", "scan", "y"), 512, 6.04),
+        ((1, 256, 1 << 20), ("x_dbl", "scan", "y"), 352, 5.4),
     ],
 )
 def test_a_call_takes_no_more_than_the_readme_says(counter, shape, keep, mib, most, monkeypatch):
