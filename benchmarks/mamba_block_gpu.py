@@ -281,15 +281,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=["block", "step"], help="one half of it")
     parser.add_argument("--pieces", type=int, nargs="*", default=[], help="MiB of a piece")
+    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2], help="by number")
     parser.add_argument("--profile", action="store_true", help="list the kernels, and no more")
     options = parser.parse_args()
+    shapes = [SHAPES[number] for number in options.shapes]
     if options.profile:
-        for shape in SHAPES:
+        for shape in shapes:
             print(profiled(shape))
         return
     header = {"what": "Mamba block and generation step on a GPU, bf16, medians", **describe()}
     blocks, steps = [], []
-    for shape in [] if options.only == "step" else SHAPES:
+    for shape in [] if options.only == "step" else shapes:
         shared = {**floors(shape), **parts(shape, options.rounds)}
         _PAIRS.clear()
         peer = dict(zip(("peer_forward_backward_ms", "peer_peak_gib"), PEER[shape], strict=True))
