@@ -28,8 +28,9 @@ class Scan:
     reverse: bool
     exact: bool
     overwrite: tuple[str, ...] = ()
-    """Of dt, z and dy, what the backward may write over, if that saves it memory: nobody else
-    reads it, and its elements do not overlap. No option of the public function."""
+    """Of dt, z and dy, what the backward may write over, and whether the forward may write y over
+    dt, if that saves memory: nobody else reads it, and its elements do not overlap. No option of
+    the public function."""
 
     @property
     def sequences(self) -> int:

@@ -65,9 +65,11 @@ def marks_shape(scan: Scan) -> tuple[int, ...]:
 
 
 def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the final state, and the marks for `backward`."""
+    """y, over dt where `Scan.overwrite` names it, the final state, and the marks for `backward`."""
     walk = _Walk(scan)
-    y = torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
+    dt = walk.sequences["dt"]
+    over_dt = "dt" in scan.overwrite and dt.is_contiguous()
+    y = dt if over_dt else torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
     marks = torch.empty(marks_shape(scan), dtype=torch.float32, device=scan.x.device)
     last = marks.new_empty(scan.state_shape)
     walk.enter(0, walk.length, y=y, marks=marks)
@@ -371,7 +373,8 @@ class _Walk:
         starts = self.A.new_empty((self.batch, self.chunks, *self.A.shape))
         sums = self.A.new_empty(self.batch, total, self.channels)
         self.give(ends=ends, sums=sums, chunk=steps, chunks=total)
-        self._run("chunk_ends", width, total - 1, ADJOINT=int(adjoint))
+        tiles = 2 * _tiles(self.shape.lanes)  # of B or C alone
+        self._run("chunk_ends", width, total - 1, ADJOINT=int(adjoint), TILES=tiles)
         count, states = self.A.numel(), self.A.shape[1]
         _kernel("chunk_fold", self.device, self._options(256)).launch(
             (-(-count // 256), self.batch, 1),
@@ -382,15 +385,18 @@ class _Walk:
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
-        self._run("forward", self.width, self.chunks, ADJOINT=0)
+        tiles = _tiles(self.shape.lanes)
+        self._run("forward", self.width, self.chunks, ADJOINT=0, TILES=tiles)
 
-    def _run(self, name: str, width: int, chunks: int, *, ADJOINT: int) -> None:
+    def _run(self, name: str, width: int, chunks: int, **more: int) -> None:
         columns = self.columns(32 * width)
         self.give(columns=columns)
         shape = self.shape
-        options = self._options(32 * width, ADJOINT=ADJOINT, BLOCKS=shape.held // width)
+        options = self._options(32 * width, BLOCKS=shape.held // width, **more)
+        # Chunks of a column one after the other: columns take turns on every multiprocessor, those
+        # that remember for long, first where channels are in order of their steps, start first.
         _kernel(name, self.device, options).launch(
-            (columns * self.groups, chunks, self.batch),
+            (chunks, columns * self.groups, self.batch),
             32 * width,
             list(self._given.values()),
             shared=_forward_shared(shape.lanes, width),
@@ -441,7 +447,6 @@ class _Walk:
             "VEC": self._neighbours(),
             "NTH": threads,
             "CK": shape.span,
-            "TILES": _tiles(shape.lanes),
             "SOFTPLUS": int(scan.dt_softplus),
             "HAS_Z": int(scan.z is not None),
             "PACKED": int(self.packed),

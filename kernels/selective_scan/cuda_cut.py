@@ -20,6 +20,10 @@ _ALONE = 0.26
 # A block of half as many warps brings in B and C twice as often, and blocks that are not in step
 # end at different times: 3.30 ms with 16 warps, 3.45 with 8, 3.96 with 4 at (1, 512, 2^20).
 _NARROW = 0.1
+# `chunk_ends` waits for memory more: half full it takes four fifths of the time. Its blocks end at
+# different times, others take their place, and half of a block's warps wait for the others: at
+# (8, 1536, 8192) blocks of 16, 8, 4 and 2 warps took 0.53, 0.49, 0.40 and 0.45 ms.
+_ALONE_UNEVEN, _TAIL = 0.7, 0.5
 # What `chunk_ends` costs of a main pass: all of it where nothing is forgotten, and for each state
 # beyond that a reading of every step. From chunks of 1024 and 8192 steps.
 _READING, _MEMORY = 0.35, 3000
@@ -43,11 +47,29 @@ class Problem(NamedTuple):
 
     def time(self, width: int, chunks: int) -> float:
         """Of all chunks, in times that a multiprocessor full of wide blocks takes for one."""
-        blocks = -(-self.warps // width) * self.rows * chunks
-        waves, rest = divmod(blocks, self.held // width * self.multiprocessors)
-        busy = -(-rest // self.multiprocessors) * width / self.held
+        blocks, slots = self._blocks(width, chunks)
+        waves, rest = divmod(blocks, slots)
         narrow = 1 + _NARROW * math.log2(self.held / width)
-        return narrow * (waves + (_ALONE + (1 - _ALONE) * busy if rest else 0.0))
+        return narrow * (waves + (self._part(rest, width, _ALONE) if rest else 0.0))
+
+    def time_uneven(self, width: int, chunks: int) -> float:
+        """The same of `chunk_ends`, whose blocks end when all that they hold is forgotten."""
+        blocks, slots = self._blocks(width, chunks)
+        if blocks > slots:
+            narrow = 1 + _NARROW * max(0.0, math.log2(self.held / 4 / width))
+            return narrow * (blocks / slots + _TAIL * width / self.held)
+        narrow = 1 + _NARROW * abs(math.log2(self.held / 2 / width))
+        return narrow * self._part(blocks, width, _ALONE_UNEVEN)
+
+    def _blocks(self, width: int, chunks: int) -> tuple[int, int]:
+        """How many there are, and how many the device holds."""
+        across = -(-self.warps // width) * self.rows
+        return across * chunks, self.held // width * self.multiprocessors
+
+    def _part(self, blocks: int, width: int, alone: float) -> float:
+        """Of a wave that fills the device in part."""
+        busy = -(-blocks // self.multiprocessors) * width / self.held
+        return alone + (1 - alone) * busy
 
 
 class Cut(NamedTuple):
@@ -88,7 +110,7 @@ def cut_ends(problem: Problem, chunk: int, tile: int) -> Cut:
             continue
         steps = chunk // pieces
         count = -(-problem.steps // steps)
-        cost = problem.time(width, count - 1) * (steps + _ENTERING) * _seen(steps)
+        cost = problem.time_uneven(width, count - 1) * (steps + _ENTERING) * _seen(steps)
         if cost < 0.985 * cheapest:
             best, cheapest = Cut(width, steps, count), cost
     if best is None:

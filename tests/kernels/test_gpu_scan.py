@@ -212,6 +212,18 @@ def test_a_backward_over_its_inputs_and_with_the_output_has_the_same_bits(
     assert not torch.equal(dy, before)
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("how", OVERWRITTEN.values(), ids=OVERWRITTEN)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_forward_over_its_steps_has_the_same_bits(dtype, how, reverse):
+    call = backend_call(dtype, reverse, **how)
+    want = dict(zip(("y", "state", "marks"), cuda.forward(call), strict=True))
+    over = dataclasses.replace(call, overwrite=("dt",))
+    got = dict(zip(("y", "state", "marks"), cuda.forward(over), strict=True))
+    assert_same(got, want)
+    assert got["y"].data_ptr() == call.dt.data_ptr()
+
+
 def named(gradients: Gradients, y: Tensor | None = None) -> Results:
     found = {**gradients._asdict(), "y": y}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -249,6 +261,26 @@ def test_leaving_out_what_decayed_below_2_to_the_minus_40_is_within_its_bound():
         assert error < 1e-6, (
             name
         )  # 2^-40 of a sum of at most 2^18 terms, and float32's own rounding
+
+
+# Smallest and largest step: tiles by series of 3, 5 and 7 terms, without, and all of these.
+STEPS = [(1e-4, 1e-3), (3e-4, 5e-3), (1e-3, 1e-2), (0.02, 0.1), (1e-4, 3.0)]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("edges", [None, [0, 9000, 9008, 40_000, 40_001, 65_536]], ids=str)
+def test_tiles_added_by_tensor_cores_are_those_added_step_by_step(edges, step):
+    """A chunk hands on sums by tf32 products of series; `exact` adds every step by itself."""
+    case = Case(batch=1, length=65_536, channels=512, states=16, step=step)
+    inputs = case.inputs(torch.float32, device="cuda")
+    options = {}
+    if edges:
+        options = {"cu_seqlens": torch.tensor(edges, dtype=torch.int32, device="cuda")}
+        inputs["initial_state"] = inputs["initial_state"].repeat(len(edges) - 1, 1, 1)
+    series, exact = (run(inputs, "cuda", exact=exact, **options) for exact in (False, True))
+    for name in exact:
+        error = (series[name] - exact[name]).norm() / exact[name].norm()
+        assert error < 1e-6, name  # the series are right to 1.2e-7, products in two parts to 5e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
