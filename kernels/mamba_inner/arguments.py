@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,6 +24,8 @@ FORWARD_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 WHOLE_BYTES = 128 << 20
 # A GPU keeps xz, and u, without being asked where it takes no more than this.
 KEPT_BYTES = 256 << 20
+ALIVE = 6
+"""Tensors (rows, T, E) of a piece at the worst moment of the backward."""
 MULTIPLE = 128
 """Of which a part of a row has its steps: as many lie between two marks of a scan at most."""
 
@@ -122,8 +125,25 @@ class Block:
         """The same in smaller pieces, the backward's: parts of those of the forward."""
         batch, length, _ = self.x.shape
         budget = min(self._most(PIECE_BYTES), max(batch * self._row // 2, WHOLE_BYTES))
-        parts = [self._split(piece, budget) for piece in self.forward_cut.pieces]
-        return Cut(length, [part for found in parts for part in found])
+        pieces = self.forward_cut.pieces
+        parts = [part for piece in pieces for part in self._split(piece, budget)]
+        directions = {walk.reverse for walk in self.walks}
+        if len(pieces) == batch == len(directions) == 1 < len(parts):
+            parts = self._longer_first(len(parts), reverse=directions.pop())
+        return Cut(length, parts)
+
+    def _longer_first(self, count: int, *, reverse: bool) -> list[Piece]:
+        """The only row in so many parts that take the same memory in the backward.
+
+        There is no dx yet beside the first that it comes to, which is as much longer.
+        """
+        _, length, width = self.x.shape
+        longer = length * width // (self.inner * ALIVE)
+        steps = -(-(length - longer) // count // MULTIPLE) * MULTIPLE
+        edges = [*list(range(0, length, steps))[:count], length]
+        if reverse:
+            edges = [length - edge for edge in edges[::-1]]
+        return [Piece(0, 1, *part) for part in itertools.pairwise(edges)]
 
     @property
     def _row(self) -> int:

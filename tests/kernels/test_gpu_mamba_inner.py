@@ -35,6 +35,8 @@ CASES = {
     "packed, both directions": dataclasses.replace(
         WIDE, batch=1, packed=(0, 7, 499, 500), reverse=BOTH
     ),
+    "one row": dataclasses.replace(WIDE, batch=1),
+    "one row, reverse": dataclasses.replace(WIDE, batch=1, reverse=(True,)),
     "one position": dataclasses.replace(WIDE, length=1),
     "narrow": Case(length=33),
 }
@@ -78,7 +80,9 @@ def test_values_and_every_gradient_are_those_of_the_composition(name, dtype):
 @pytest.mark.parametrize("keep", [(), ("x_dbl", "scan"), KEEP], ids=["nothing", "some", "all"])
 @pytest.mark.parametrize("forward", [1, 2, 3])
 @pytest.mark.parametrize("length", [4096, 4097])
-@pytest.mark.parametrize("name", ["plain", "reverse", "both directions"])
+@pytest.mark.parametrize(
+    "name", ["plain", "reverse", "both directions", "one row", "one row, reverse"]
+)
 def test_where_rows_are_cut_changes_nothing(name, length, forward, keep, monkeypatch):
     """The forward's rows in so many pieces, if its marks allow that; the backward's in more."""
     case = dataclasses.replace(CASES[name], length=length)

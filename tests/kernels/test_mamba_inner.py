@@ -260,6 +260,20 @@ def test_a_forward_in_longer_pieces_than_the_backward_changes_nothing(
     assert collections.Counter(sharing) == {n: walks * count for n, count in each.items()}
 
 
+@pytest.mark.parametrize("keep", [(), ("scan",)], ids=["nothing kept", "scan"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["onwards", "reverse"])
+@pytest.mark.parametrize("length", [2048, 2000])
+def test_a_row_in_parts_of_unlike_length_is_the_row(length, reverse, keep, sharing, monkeypatch):
+    case = Case(batch=1, length=length, reverse=(reverse,))
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cpu", 700 * case.inner * 8)
+    inputs = case.inputs(torch.float64)
+    want, weights = outcome(inputs, fused=False, backend="portable")
+    got, _ = outcome(inputs, weights, keep=keep, backend="portable")
+    assert furthest(got, want)[0] <= 10 * ROUNDING[torch.float64], furthest(got, want)
+    whole = keep and not (reverse and length % 128)
+    assert set(sharing) == {640, length - 1280, *([length] if whole else [])}
+
+
 @pytest.mark.parametrize("case", [Case(length=300, reverse=BOTH), Case(length=256, taps=130)])
 def test_a_forward_is_cut_as_the_backward_where_marks_or_inputs_lie_in_two_pieces(
     case, sharing, monkeypatch
@@ -442,6 +456,29 @@ def test_pieces_follow_the_size_of_the_call(shape, pieces):
     assert len(found) == pieces
     sizes = {(p.row_end - p.row) * (p.end - p.begin) for p in found}
     assert sizes == {shape[0] * shape[1] // pieces}
+
+
+@pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("reverse", [(False,), (True,), BOTH], ids=str)
+def test_the_part_that_the_backward_comes_to_first_is_longer_by_a_share_of_dx(
+    reverse, parts, length, monkeypatch
+):
+    monkeypatch.setitem(arguments.FORWARD_BYTES, "cuda", 2 << 30)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cuda", (length * 1024 - 1) // parts + 1)
+    monkeypatch.setattr(arguments, "WHOLE_BYTES", 2 << 30)
+    x = torch.empty(1, length, 256, dtype=torch.bfloat16, device="meta")
+    out = torch.empty(256, 512, dtype=torch.bfloat16, device="meta")
+    walks = tuple(Walk(out, out, out, out, reverse=way) for way in reverse)
+    cut = arguments.Block(x, out, out, walks, None, False, (), "auto").cut
+    edges = [p.begin for p in cut.pieces] + [length]
+    assert [p.end for p in cut.pieces] == edges[1:]
+    sizes = [end - begin for begin, end in itertools.pairwise(edges)]
+    assert len(sizes) == parts
+    assert all(size % 128 == 0 for size in (sizes[1:] if reverse == (True,) else sizes[:-1]))
+    first = sizes.pop(0 if reverse == (True,) else -1)
+    longer = length // 12 if len(reverse) == 1 and parts > 1 else 0
+    assert all(abs(first - size - longer) <= 128 * parts for size in sizes)
 
 
 def test_without_gradients_nothing_is_kept(monkeypatch):
