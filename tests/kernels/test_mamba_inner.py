@@ -515,17 +515,14 @@ def test_torch_finds_no_fault_with_the_operator(name, keep):
     torch.library.opcheck(op.inner, (*first, False, keep, "portable"))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("name", ["plain", "both directions", "cut"])
-def test_a_compiled_block_has_no_break_and_the_same_results(name, dynamic, monkeypatch):
+def check_compiled(inputs: Inputs, *, dynamic: bool, **options: object) -> None:
+    """Compiled without a break, the block has the same bits."""
     torch.compiler.reset()
-    case = cut(monkeypatch, Case(), 2) if name == "cut" else CASES[name]
-    inputs = case.inputs(torch.float64)
-    want, weights = outcome(inputs)
+    want, weights = outcome(inputs, **options)
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
     def compiled(tensors: dict[str, Tensor]) -> list[Tensor]:
-        y, *states = inputs.replaced(tensors).run()
+        y, *states = inputs.replaced(tensors).run(**options)
         return [y * 2, *states]
 
     leaves = {n: t.detach().clone().requires_grad_() for n, t in inputs.named().items()}
@@ -533,6 +530,22 @@ def test_a_compiled_block_has_no_break_and_the_same_results(name, dynamic, monke
     torch.autograd.backward([y, *states], [weights[0] / 2, *weights[1:]])
     assert torch.equal(y, want["y"] * 2)
     assert [n for n in leaves if not torch.equal(leaves[n].grad, want[f"d{n}"])] == []
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", ["plain", "both directions", "cut"])
+def test_a_compiled_block_has_no_break_and_the_same_results(name, dynamic, monkeypatch):
+    case = cut(monkeypatch, Case(), 2) if name == "cut" else CASES[name]
+    check_compiled(case.inputs(torch.float64), dynamic=dynamic)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_so_has_a_compiled_block_with_a_longer_forward(dynamic, sharing, monkeypatch):
+    case = Case(batch=1, length=512)
+    monkeypatch.setitem(arguments.PIECE_BYTES, "cpu", 256 * case.inner * 8)
+    inputs = case.inputs(torch.float64)
+    check_compiled(inputs, dynamic=dynamic, keep=("scan",), backend="portable")
+    assert set(sharing) == {512, 256}
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
