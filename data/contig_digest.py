@@ -32,20 +32,20 @@ class ContigDigest(ABC):
 
 
 class Hashlib(ContigDigest):
-    """One after the other."""
+    """One after the other, or each by itself."""
 
     def __init__(self) -> None:
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._sha256 = hashlib.sha256()
+        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.sha256 = hashlib.sha256()
 
     def update(self, upper: Codes, codes: Codes) -> None:
         """Take on what comes next of both."""
-        self._md5.update(upper.data)
-        self._sha256.update(codes.data)
+        self.md5.update(upper.data)
+        self.sha256.update(codes.data)
 
     def hexdigests(self) -> tuple[str, str]:
         """MD5 and SHA-256."""
-        return self._md5.hexdigest(), self._sha256.hexdigest()
+        return self.md5.hexdigest(), self.sha256.hexdigest()
 
 
 class Interleaved(ContigDigest):

@@ -8,19 +8,20 @@ interpreter's lock while they work.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dnassm.data.alphabet import Codes
 from dnassm.data.codes_file import CodesFile
-from dnassm.data.contig_digest import ContigDigest, Hashlib
+from dnassm.data.contig_digest import ContigDigest, Hashlib, Interleaved
 from dnassm.data.digest_code import can_compile
 from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.encoder import BaseCounts
@@ -87,8 +88,7 @@ def write_part(
     compile_code = path.stat().st_size >= WORTH_COMPILING
     file_digest: list[str | None] = []
     start = codes.size
-    with _Behind(threads) as behind:
-        digests = _digests(behind, codes, compile_code=compile_code)
+    with _digests(codes, threads=threads, compile_code=compile_code) as digests:
         items = read_fasta(
             path,
             threads=threads,
@@ -105,7 +105,7 @@ def write_part(
             elif draft is not None:
                 draft.count(item)
                 codes.append(item.codes.data)
-                digests.take(draft.digest, item)
+                digests.take(item)
         digests.finish()
     contigs = [draft.contig() for draft in drafts.values()]
     lines = [draft.header.line for draft in drafts.values()]
@@ -208,7 +208,7 @@ class _Digests(ABC):
         """Those of another contig."""
 
     @abstractmethod
-    def take(self, digest: ContigDigest, bases: Bases) -> None:
+    def take(self, bases: Bases) -> None:
         """Take more bases of the contig that was begun last; they are in the file already."""
 
     @abstractmethod
@@ -216,26 +216,34 @@ class _Digests(ABC):
         """Take what still waits."""
 
 
-def _digests(behind: _Behind, codes: CodesFile, *, compile_code: bool) -> _Digests:
-    if compile_code and can_compile():
-        return _Later(behind, DigestLanes(codes))
-    return _AtOnce(behind)
+@contextlib.contextmanager
+def _digests(codes: CodesFile, *, threads: bool, compile_code: bool) -> Iterator[_Digests]:
+    with _Behind(threads) as behind, _Behind(threads) as other:
+        if compile_code and can_compile():
+            yield _Later(behind, DigestLanes(codes))
+        else:
+            yield _AtOnce(behind, other)
 
 
 class _AtOnce(_Digests):
-    """By hashlib, block after block."""
+    """By hashlib, block after block, either digest in a thread of its own."""
 
-    def __init__(self, behind: _Behind) -> None:
+    def __init__(self, behind: _Behind, other: _Behind) -> None:
         self._behind = behind
+        self._other = other
+        self._digest = Hashlib()
 
     def begin(self) -> ContigDigest:
-        return Hashlib()
+        self._digest = Hashlib()
+        return self._digest
 
-    def take(self, digest: ContigDigest, bases: Bases) -> None:
-        self._behind.call(digest.update, bases.upper, bases.codes)
+    def take(self, bases: Bases) -> None:
+        self._behind.call(self._digest.md5.update, bases.upper)
+        self._other.call(self._digest.sha256.update, bases.codes)
 
     def finish(self) -> None:
         self._behind.wait()
+        self._other.wait()
 
 
 class _Later(_Digests):
@@ -247,18 +255,20 @@ class _Later(_Digests):
     def __init__(self, behind: _Behind, lanes: DigestLanes) -> None:
         self._behind = behind
         self._lanes = lanes
+        self._digest = Interleaved()
         self._has_u = False
 
     def begin(self) -> ContigDigest:
+        self._digest = self._lanes.begin()
         self._has_u = False
-        return self._lanes.begin()
+        return self._digest
 
-    def take(self, digest: ContigDigest, bases: Bases) -> None:
+    def take(self, bases: Bases) -> None:
         if bases.counts.U and not self._has_u:
             self.finish()
             self._has_u = True
         if self._has_u:
-            digest.update(bases.upper, bases.codes)
+            self._digest.update(bases.upper, bases.codes)
         else:
             self._lanes.grow()
             self._behind.wake(self._run)

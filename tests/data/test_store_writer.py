@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ import pytest
 from dnassm.data import digest_code
 from dnassm.data.alphabet import encode_ascii
 from dnassm.data.codes_file import CodesFile
-from dnassm.data.contig_digest import Hashlib
 from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.fasta import BLOCK_BYTES, read_fasta
 from dnassm.data.store_writer import Part, write_part
@@ -30,6 +30,19 @@ def _no_thread_is_left():
     assert set(threading.enumerate()) <= before
 
 
+class Sha256:
+    """hashlib's, with a method that a test can replace."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, data) -> None:
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
 def written(path, folder, *, threads: bool, compiled: bool, monkeypatch) -> tuple[Part, bytes]:
     """What a file gives, behind the codes of another one."""
     monkeypatch.setattr("dnassm.data.store_writer.WORTH_COMPILING", 0 if compiled else 1 << 40)
@@ -38,6 +51,11 @@ def written(path, folder, *, threads: bool, compiled: bool, monkeypatch) -> tupl
     with CodesFile(codes) as file:
         part = write_part(path, file, threads=threads)
     return part, codes.read_bytes().removeprefix(b"before")
+
+
+def use_own_sha256(monkeypatch) -> None:
+    own = types.SimpleNamespace(md5=hashlib.md5, sha256=Sha256)
+    monkeypatch.setattr("dnassm.data.contig_digest.hashlib", own)
 
 
 def write(path, folder) -> None:
@@ -101,7 +119,7 @@ def test_u_is_digested_as_it_was_written(tmp_path, monkeypatch, block):
 
 @pytest.mark.parametrize(
     ("owner", "name", "compiled"),
-    [(CodesFile, "append", False), (Hashlib, "update", False), (DigestLanes, "_turn", True)],
+    [(CodesFile, "append", False), (Sha256, "update", False), (DigestLanes, "_turn", True)],
 )
 @pytest.mark.parametrize("at", [0, 2, -1])
 def test_what_fails_is_raised_from_whatever_thread(
@@ -109,6 +127,7 @@ def test_what_fails_is_raised_from_whatever_thread(
 ):
     if compiled and not digest_code.can_compile():
         pytest.skip("the CPU has no SHA instructions")
+    use_own_sha256(monkeypatch)
     original = getattr(owner, name)
     calls = 0
     fails = None
@@ -149,14 +168,15 @@ def test_gzip_that_is_cut_short_is_refused_as_without_threads(fasta, tmp_path, c
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
 def test_only_the_thread_of_the_digests_gives_way(fasta, tmp_path, monkeypatch):
+    use_own_sha256(monkeypatch)
     found = []
-    update = Hashlib.update
+    update = Sha256.update
 
     def look(*arguments):
         found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         update(*arguments)
 
-    monkeypatch.setattr(Hashlib, "update", look)
+    monkeypatch.setattr(Sha256, "update", look)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     written(fasta[0], tmp_path, threads=True, compiled=False, monkeypatch=monkeypatch)
     assert max(found) == min(before + 10, 19)
