@@ -28,9 +28,8 @@ MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 
 _Address = ctypes.c_uint64
 _V, _BYTES = "<4 x i32>", "<16 x i8>"
-_VARIABLES = ("a", "b", "c", "d", "feba", "hgdc")
-_PLACES = (0, 1, 2, 3, 4, 8)
-"""Where they stand in the state of a stream."""
+_SHA256 = {"feba": 16, "hgdc": 32}
+"""Byte of the state where they stand."""
 _DECLARATIONS = f"""
     declare i32 @llvm.fshl.i32(i32, i32, i32)
     declare {_V} @llvm.fshl.v4i32({_V}, {_V}, {_V})
@@ -110,21 +109,20 @@ def _digest(name: str, lanes: int) -> str:
     for row, role in enumerate(("text", "data"), 1):
         _addresses(start, role, row, lanes)
     first = _load_md5(start, kind, states)
-    for state in states:
-        first += [start.load(_V, state, 4 * place) for place in _PLACES[4:]]
+    first += [start.load(_V, state, place) for state in states for place in _SHA256.values()]
 
     kinds = [kind] * 4 + [_V] * (2 * lanes)
     before = [f"%{letter}" for letter in "abcd"]
-    before += [f"%{letters}{lane}" for lane in range(lanes) for letters in _VARIABLES[4:]]
+    before += [f"%{letters}{lane}" for lane in range(lanes) for letters in _SHA256]
     after = _rounds(code, kind, before, lanes)
     after = [
         code.value(f"add {kind} {old}, {new}")
         for kind, old, new in zip(kinds, before, after, strict=True)
     ]
     _store_md5(end, kind, after[:4], states)
-    for number, value in enumerate(after[4:]):
-        lane, half = divmod(number, 2)
-        end.store(_V, value, states[lane], 4 * _PLACES[4 + half])
+    places = itertools.product(states, _SHA256.values())
+    for value, place in zip(after[4:], places, strict=True):
+        end.store(_V, value, *place)
     carried = "\n".join(
         f"{name} = phi {kind} [{here}, %entry], [{there}, %loop]"
         for name, kind, here, there in zip(before, kinds, first, after, strict=True)
@@ -183,7 +181,10 @@ def _store_md5(code: Assembly, kind: str, values: Sequence[str], states: Sequenc
 
 
 def _rounds(code: Assembly, kind: str, before: Sequence[str], lanes: int) -> list[str]:
-    """Write the rounds of both digests in turn; returns what `before` has become."""
+    """Write the rounds of both digests in turn; returns what `before` has become.
+
+    SHA-256 has half as many steps as MD5 has rounds: the streams take turns with theirs.
+    """
     texts, datas = (
         [code.at(f"%{role}{lane}", "%offset") for lane in range(lanes)] for role in ("text", "data")
     )
