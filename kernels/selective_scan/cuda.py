@@ -31,10 +31,12 @@ _TILE = 8
 """Steps whose states the backward holds in registers."""
 _WARPS, _BACKWARD_WARPS = 16, 8
 """Warps per multiprocessor that registers are held down for."""
-_TILES = 4
+_TILES = 8
 _MAPS = 16 << 10
-"""Most tiles, and bytes, of B and C that the forward brings in at once."""
+"""Most tiles and bytes of B and C that a block brings in at once; half the tiles if it is narrow."""
 _SPANS = (128, 64, 32, 16)
+_GATHER = (4, 2, 1)
+"""Tiles whose dB and dC may be summed over the warps of a block at once: a barrier for each."""
 # Bytes for dB and dC by channel block; a row that needs more is walked in slabs.
 _WORKSPACE = 256 << 20
 
@@ -62,6 +64,14 @@ def marks_shape(scan: Scan) -> tuple[int, ...]:
     groups = scan.B.shape[2]
     warps = groups * -(-(channels // groups) // shape.channels)
     return (batch, -(-length // shape.span), warps, 512)
+
+
+def mark_steps(scan: Scan) -> int:
+    """Steps between two marks: a part of a row that begins on one has its marks among the row's.
+
+    Its `backward` takes no more of `initial_state` than that there is one.
+    """
+    return _Shape.of(scan).span
 
 
 def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,6 +200,8 @@ class _Shape(NamedTuple):
     """Warps that a block of the forward may have."""
     size: int
     """Bytes of a number along L."""
+    gather: int = 1
+    """Tiles of the backward whose dB and dC are summed over the warps at once."""
 
     @property
     def padded(self) -> int:
@@ -204,13 +216,20 @@ class _Shape(NamedTuple):
     def shared(self) -> int:
         """Most bytes of shared memory of `backward`, as laid out there."""
         tiles = 5 * _TILE * (self.channels + 4)
-        floats = tiles + self.channels + 4 * _TILE * self.padded
+        floats = tiles + self.channels + 4 * self.gather * _TILE * self.padded
         work = 4 * floats + 4 * _TILE * self.channels * self.size
         return 4 * self.span * 2 * self.padded + self.threads // 32 * work
 
     def scratch(self, blocks: int) -> int:
         """Floats for the states inside of a span, of so many blocks."""
         return blocks * (self.threads // 32) * (self.span // _TILE - 1) * 512
+
+    def gathering(self, properties: Any) -> _Shape:
+        """The same with as many tiles summed at once as fit without fewer blocks."""
+        most = properties.shared_memory_per_multiprocessor // self.resident - 1024
+        room = min(most, properties.shared_memory_per_block_optin)
+        wider = (self._replace(gather=n) for n in _GATHER if n * _TILE <= self.span)
+        return next(shape for shape in wider if shape.gather == 1 or shape.shared() <= room)
 
     @staticmethod
     def of(scan: Scan) -> _Shape:
@@ -230,13 +249,15 @@ def _shape_of(states: int, per_group: int, size: int, device: torch.device) -> _
             shape = _Shape(lanes, threads, span, 1, *_widths(lanes, properties), size)
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
-                return shape._replace(resident=max(1, min(held, 32 * _BACKWARD_WARPS // threads)))
+                resident = max(1, min(held, 32 * _BACKWARD_WARPS // threads))
+                return shape._replace(resident=resident).gathering(properties)
     raise BackendError(f"selective_scan: {room} bytes of shared memory hold no {states} states")
 
 
-def _tiles(lanes: int) -> int:
-    """Tiles of B and C that the forward brings in at once, 8 bytes per step and state of each."""
-    return max(1, min(_TILES, _MAPS // (2 * _TILE * 2 * 4 * lanes * 4)))
+def _tiles(lanes: int, width: int) -> int:
+    """Tiles of B and C that a block brings in at once, 8 bytes per step and state of each."""
+    most = _TILES if width == _WARPS else _TILES // 2
+    return max(1, min(most, _MAPS // (2 * _TILE * 2 * 4 * lanes * 4)))
 
 
 def _widths(lanes: int, properties: Any) -> tuple[int, tuple[int, ...]]:
@@ -254,7 +275,7 @@ def _widths(lanes: int, properties: Any) -> tuple[int, tuple[int, ...]]:
 def _forward_shared(lanes: int, width: int) -> int:
     """Bytes of shared memory of `forward`, as laid out there; `chunk_ends` needs less."""
     channels = 128 // lanes
-    maps = 2 * _tiles(lanes) * _TILE * 2 * 4 * lanes
+    maps = 2 * _tiles(lanes, width) * _TILE * 2 * 4 * lanes
     return 4 * (maps + width * (2 * _TILE * (channels + 4) + 2 * channels))
 
 
@@ -373,7 +394,7 @@ class _Walk:
         starts = self.A.new_empty((self.batch, self.chunks, *self.A.shape))
         sums = self.A.new_empty(self.batch, total, self.channels)
         self.give(ends=ends, sums=sums, chunk=steps, chunks=total)
-        tiles = 2 * _tiles(self.shape.lanes)  # of B or C alone
+        tiles = 2 * _tiles(self.shape.lanes, width)  # of B or C alone
         self._run("chunk_ends", width, total - 1, ADJOINT=int(adjoint), TILES=tiles)
         count, states = self.A.numel(), self.A.shape[1]
         _kernel("chunk_fold", self.device, self._options(256)).launch(
@@ -385,7 +406,7 @@ class _Walk:
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
-        tiles = _tiles(self.shape.lanes)
+        tiles = _tiles(self.shape.lanes, self.width)
         self._run("forward", self.width, self.chunks, ADJOINT=0, TILES=tiles)
 
     def _run(self, name: str, width: int, chunks: int, **more: int) -> None:
@@ -411,8 +432,14 @@ class _Walk:
         scratch = self.A.new_empty(shape.scratch(blocks))
         self.give(columns=columns, scratch=scratch)
         over_z = self.scan.z is not None and "z" in self.scan.overwrite
-        more = {"ADJOINT": 0, "BLOCKS": shape.resident, "OUTPUT": output, "OVER_Z": over_z}
-        options = self._options(shape.threads, **more)
+        options = self._options(
+            shape.threads,
+            ADJOINT=0,
+            BLOCKS=shape.resident,
+            GATHER=shape.gather,
+            OUTPUT=output,
+            OVER_Z=over_z,
+        )
         _kernel("backward", self.device, options).launch(
             (blocks, 1, 1), shape.threads, list(self._given.values()), shared=shape.shared()
         )

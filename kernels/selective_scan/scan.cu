@@ -11,7 +11,8 @@
 //
 // Macros, all set by cuda.py: the name of the one kernel to compile; DTYPE (0 float, 1 bf16, 2 fp16);
 // N states; SL; VEC; NTH threads of a block, BLOCKS of them per multiprocessor; CK steps between
-// saved states; TILES of which B and C are brought in at once; SOFTPLUS, HAS_Z, PACKED,
+// saved states; TILES of which B and C are brought in at once; GATHER
+// tiles whose dB and dC are summed over the warps at once; SOFTPLUS, HAS_Z, PACKED,
 // ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well),
 // OVER_Z (it writes dz over z, by the strides of z).
 
@@ -232,6 +233,18 @@ __device__ __forceinline__ void load_mark(States h, const Address *from, i64 apa
 }
 __device__ __forceinline__ void store_mark(float4 *to, const States h, i64 apart) {
   EACH4(c) to[c * apart] = make_float4(h[c][0], h[c][1], h[c][2], h[c][3]);
+}
+// The scratch of the backward, past the first cache, which holds what registers do not: the states of a span
+// would drive that out.
+__device__ __forceinline__ void load_scratch(States h, const float4 *from) {
+  EACH4(c)
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(h[c][0]), "=f"(h[c][1]), "=f"(h[c][2]), "=f"(h[c][3]) : "l"(from + 32 * c));
+}
+__device__ __forceinline__ void store_scratch(float4 *to, const States h) {
+  EACH4(c)
+    asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + 32 * c), "f"(h[c][0]), "f"(h[c][1]),
+                 "f"(h[c][2]), "f"(h[c][3]));
 }
 __device__ __forceinline__ void load4(float *v, const float *from) {
   const float4 all = *(const float4 *)from;
@@ -878,7 +891,7 @@ struct Work {
   Tile output;  // silu(z), then y
 #endif
   Staged step, input, grad_y, gate;
-  float sum_B[2][TB][NPAD], sum_C[2][TB][NPAD];  // of this tile and of the one before
+  float sum_B[2 * GATHER][TB][NPAD], sum_C[2 * GATHER][TB][NPAD];  // of these tiles and of those before
   Vector shift;
 };
 
@@ -1009,11 +1022,11 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           if (i + 1 < TB) need(i + 1);
           EACH4(q) EACH4(j) h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in[now][q] * b[now][j]);
         }
-        store_mark(inner + tile * 128, h, 32);
+        store_scratch(inner + tile * 128, h);
       }
 
       // Phase 2: tiles in reverse; their states in registers, then the adjoint.
-      if (tiles > 1) load_mark(h, inner + (tiles - 2) * 128, 32);
+      if (tiles > 1) load_scratch(h, inner + (tiles - 2) * 128);
       if (tiles == 1 && me.valid > 0) load_mark(h, saved, 32);
 #pragma unroll 1
       for (int tile = tiles - 1; tile >= 0; tile--) {
@@ -1024,7 +1037,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         __syncwarp();
         if (tile) fetch(t - TB, true);
         const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
-        float(*sum_B)[NPAD] = work.sum_B[tile & 1], (*sum_C)[NPAD] = work.sum_C[tile & 1];
+        float(*sum_B)[NPAD] = work.sum_B[tile % (2 * GATHER)], (*sum_C)[NPAD] = work.sum_C[tile % (2 * GATHER)];
 #if PACKED
         const int flags = resets[t / TB];
         i64 sequence = before[t / TB];
@@ -1127,7 +1140,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             }
             if (i < TB - 1) finish(i + 1);
             if (i == TB / 2) {  // registers are free by now for the state of the next tile
-              if (tile > 1) load_mark(h, inner + (tile - 2) * 128, 32);
+              if (tile > 1) load_scratch(h, inner + (tile - 2) * 128);
               if (tile == 1 && me.valid > 0) load_mark(h, saved, 32);
             }
 #if PACKED
@@ -1158,15 +1171,17 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           write(work.output, y + out + t * yt, yt);
 #endif
         }
-        __syncthreads();
-        float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
-        for (int k = threadIdx.x; k < min((i64)TB, steps) * ROW; k += NTH) {
-          const int row = k / ROW, n = k % NPAD;
-          float v = 0.f;
+        if (tile % GATHER == 0) {
+          __syncthreads();
+          float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
+          for (int k = threadIdx.x; k < min((i64)GATHER * TB, end - t) * ROW; k += NTH) {
+            const int from = (tile + k / (TB * ROW)) % (2 * GATHER), row = k / ROW % TB, n = k % NPAD;
+            float v = 0.f;
 #pragma unroll
-          for (int w = 0; w < NWARP; w++)
-            v += k % ROW < NPAD ? works[w].sum_B[tile & 1][row][n] : works[w].sum_C[tile & 1][row][n];
-          to[k] = v;
+            for (int w = 0; w < NWARP; w++)
+              v += k % ROW < NPAD ? works[w].sum_B[from][row][n] : works[w].sum_C[from][row][n];
+            to[k] = v;
+          }
         }
       }
     }
