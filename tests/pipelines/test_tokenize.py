@@ -136,10 +136,10 @@ def peak_of_tokenizing(paths, store, jobs) -> int:
 @pytest.mark.parametrize(("kind", "jobs"), [("plain", 1), ("gzip", 1), ("plain", 2)])
 def test_memory_does_not_depend_on_the_length_of_the_genome(tmp_path, kind, jobs):
     # Of the bases only blocks of one size are ever in memory, and a bounded number of them waits
-    # for the threads: what 240 MB need, 3.1 GB need too. From 64 MB on there is the compiler too.
+    # for the threads: what 240 MB need, 3.1 GB need too. From 100 MB on there is the compiler too.
     line = b"ACGTTGCAAC" * 6 + b"\n"
     peaks = []
-    for pieces in (30, 100):
+    for pieces in (45, 100):
         path = tmp_path / f"{pieces}.fa"
         with gzip.open(path, "wb", 1) if kind == "gzip" else path.open("wb") as file:
             file.write(b">chr1\n")
