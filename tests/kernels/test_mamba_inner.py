@@ -434,7 +434,7 @@ def test_what_is_kept_follows_the_size_of_the_call():
         x = torch.empty(batch, length, width, dtype=torch.bfloat16, device="meta")
         return arguments.default_keep(x, 2 * width)
 
-    assert keep(1, 1 << 17, 256) == ("xz", "u", "x_dbl", "scan")
+    assert keep(1, 1 << 17, 256) == ("xz", "u", "y", "x_dbl", "scan")
     assert keep(8, 1 << 13, 768) == ("u", "x_dbl", "scan")
     assert keep(1, 1 << 20, 256) == ("x_dbl", "scan")
 
