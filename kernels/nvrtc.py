@@ -274,34 +274,47 @@ class _RefusedError(BackendError):
 # Kernels by name
 
 
-def kernel(source: Path, name: str, macros: Macros, device: torch.device) -> Kernel:
+def joined(files: Sequence[Path]) -> str:
+    """The text of `files`, one after the other; the compiler names a line as its own file does."""
+    return "".join(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}' for file in files)
+
+
+def kernel(
+    source: Path | Sequence[Path], name: str, macros: Macros, device: torch.device
+) -> Kernel:
     """The function `name` of the file `source`, compiled with `macros` for `device`.
+
+    Several files are compiled as one text; the last is named where something is wrong with it.
 
     Raises:
         BackendError: it cannot be compiled or loaded.
     """
     if device.index is None:
         device = torch.device(device.type, torch.cuda.current_device())
+    files = (source,) if isinstance(source, Path) else tuple(source)
     with _LOADING:
-        return _loaded(source, name, tuple(sorted(macros.items())), device)
+        return _loaded(files, name, tuple(sorted(macros.items())), device)
 
 
 @functools.cache
 def _loaded(
-    source: Path, name: str, macros: tuple[tuple[str, int | str], ...], device: torch.device
+    files: tuple[Path, ...],
+    name: str,
+    macros: tuple[tuple[str, int | str], ...],
+    device: torch.device,
 ) -> Kernel:
     major, minor = torch.cuda.get_device_capability(device)
-    library = _library(source, macros, f"sm_{major}{minor}")
+    library = _library(files, macros, f"sm_{major}{minor}")
     return Kernel(_function(library, name), device)
 
 
 @functools.cache
-def _library(source: Path, macros: tuple[tuple[str, int | str], ...], arch: str) -> Any:
-    text, named = source.read_text(encoding="utf-8"), dict(macros)
+def _library(files: tuple[Path, ...], macros: tuple[tuple[str, int | str], ...], arch: str) -> Any:
+    text, named = joined(files), dict(macros)
     try:
         return _load(compile_source(text, named, arch))
     except _RefusedError as error:  # a damaged cache entry: whatever the driver says, compile again
-        log.warning("the kernel of %s cannot be loaded (%s): compiled anew", source, str(error))
+        log.warning("the kernel of %s cannot be loaded (%s): compiled anew", files[-1], str(error))
         return _load(_compiled(text, named, arch, _entry(text, named, arch)))
 
 

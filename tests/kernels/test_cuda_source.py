@@ -1,7 +1,7 @@
-"""The CUDA source of the scan without a GPU: NVRTC compiles what cuda.py would launch.
+"""The CUDA source of the scan without a GPU: NVRTC compiles what the backend would launch.
 
-Which kernels, macros and launches there are is asked of cuda.py itself, on CPU tensors and with the
-properties of a GPU that is not there.
+Which kernels, macros and launches there are is asked of the backend itself, on CPU tensors and with
+the properties of a GPU that is not there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dnassm.kernels import nvrtc
 from dnassm.kernels.selective_scan import cuda
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case
+from dnassm.kernels.selective_scan.cuda import cut, shape, walk
 
 # Shared memory of a block and of a multiprocessor, and multiprocessors: A100, L4, H100, B200.
 DEVICES = {
@@ -25,6 +27,7 @@ DEVICES = {
     "sm_90": (232448, 233472, 132),
     "sm_100": (232448, 233472, 148),
 }
+SOURCES = sorted(Path(cuda.__file__).parent.glob("*.cu"))
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LONG = Case(batch=1, length=4096, channels=64, states=16)
 
@@ -96,7 +99,7 @@ def planned(monkeypatch):
         found: dict[str, Recorded] = {}
 
         def kernel(source, name, macros, device):
-            assert source == cuda.SOURCE
+            assert source == walk.sources(name)
             return found.setdefault(f"{name} {sorted(macros.items())}", Recorded(name, macros))
 
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
@@ -112,15 +115,17 @@ def planned(monkeypatch):
 
 
 def forget() -> None:
-    """What cuda.py remembers of a device, which here changes."""
-    for function in vars(cuda).values():
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
+    """What the backend remembers of a device, which here changes."""
+    for module in (cut, shape, walk):
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
 
 
 def parameters() -> dict[str, int]:
     """Kernel of the source -> number of its parameters."""
-    text = re.sub(r"//.*", "", cuda.SOURCE.read_text(encoding="utf-8")).replace("\\\n", " ")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    text = re.sub(r"//.*", "", text).replace("\\\n", " ")
     common = re.search(r"#define ARGUMENTS (.*)", text)[1]
     kernels = re.findall(
         r'extern "C" __global__ void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(([^)]*)\)', text
@@ -132,8 +137,8 @@ def parameters() -> dict[str, int]:
 def test_every_kernel_that_a_call_needs_is_compiled_without_a_gpu(planned, arch, name):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed: no NVRTC")
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed: no NVRTC")
-    source = cuda.SOURCE.read_text(encoding="utf-8")
     for kernel in planned(arch, SCANS[name]()):
+        source = nvrtc.joined(walk.sources(kernel.name))
         code = nvrtc.compile_source(source, kernel.macros, arch, cached=False)
         assert code.startswith(b"\x7fELF")
         assert kernel.name.encode() in code
@@ -156,6 +161,7 @@ def test_a_launch_is_within_what_the_gpu_has_and_the_kernel_takes(planned, arch,
 def test_all_kernels_of_the_source_are_planned_for(planned):
     found = {kernel.name for kernel in planned("sm_90", scan())}
     assert found == set(parameters())
+    assert {path for name in found for path in walk.sources(name)} == set(SOURCES)
 
 
 def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_once(planned):
@@ -163,7 +169,7 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
     for macro, values in {"DTYPE": {0, 1, 2}, "N": {1, 16, 100, 128}}.items():
         assert {macros[macro] for macros in found} >= values
     assert {1, 8} <= {macros["VEC"] for macros in found}
-    assert {macros["OUTPUT"] for macros in found if "BACKWARD" in macros} == {0, 1}
+    assert {macros["OUTPUT"] for macros in found if "OUTPUT" in macros} == {0, 1}
     for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
         assert {macros[macro] for macros in found} == {0, 1}
 
@@ -194,11 +200,12 @@ def test_every_gradient_is_written_by_its_own_strides(planned):
         if kernel.name != "backward":
             continue
         for *_, arguments, _ in kernel.launches:
-            given = dict(zip(cuda._parameters(), arguments, strict=True))
+            given = dict(zip(walk.parameters(), arguments, strict=True))
             assert given["dz"] == given["z"] == call.z.data_ptr()
             assert (given["zt"], given["dzt"], given["yt"]) == (128, 128, 64)
             assert (given["y"] != given["dx"]) == bool(kernel.macros["OUTPUT"])
 
 
 def test_the_source_includes_nothing():
-    assert "#include" not in cuda.SOURCE.read_text(encoding="utf-8")
+    for path in SOURCES:
+        assert "#include" not in path.read_text(encoding="utf-8"), path.name

@@ -12,6 +12,7 @@ from torch import Tensor
 from dnassm.kernels.selective_scan import cases, cuda, selective_scan
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case, Tolerance
+from dnassm.kernels.selective_scan.cuda import walk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -154,7 +155,7 @@ def test_a_row_alone_is_that_row_in_a_batch():
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 def test_a_backward_in_slabs_is_that_of_the_reference(monkeypatch, reverse):
     """Rows whose sums over channels do not fit the workspace are walked in slabs from the end."""
-    monkeypatch.setattr(cuda, "_WORKSPACE", 1 << 16)
+    monkeypatch.setattr(walk, "_WORKSPACE", 1 << 16)
     edges = [0, 700, 701, 1500, 3000]
     inputs = packed_inputs(torch.float32, edges)
     how = {"cu_seqlens": torch.tensor(edges, device="cuda"), "reverse": reverse}
@@ -197,7 +198,7 @@ def test_a_backward_over_its_inputs_and_with_the_output_has_the_same_bits(
     dtype, how, reverse, slabs, monkeypatch
 ):
     if slabs:
-        monkeypatch.setattr(cuda, "_WORKSPACE", 1 << 19)
+        monkeypatch.setattr(walk, "_WORKSPACE", 1 << 19)
     call = backend_call(dtype, reverse, **how)
     y, state, marks = cuda.forward(call)
     dy, dstate = weights_of(y, state)

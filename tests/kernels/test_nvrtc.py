@@ -173,9 +173,10 @@ def test_a_gpu_newer_than_the_compiler_gets_ptx_for_the_newest_known():
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", ELF + b" cut off"])
 def test_a_damaged_entry_is_compiled_anew(cache, tmp_path, monkeypatch, said, damage):
-    source = tmp_path / "fill.cu"
-    source.write_text(SOURCE)
-    code = compiled()
+    files = (tmp_path / "common.cu", tmp_path / "fill.cu")
+    for file, text in zip(files, ("typedef float T;\n", SOURCE.replace("float", "T")), strict=True):
+        file.write_text(text)
+    code = nvrtc.compile_source(nvrtc.joined(files), {"VALUE": 1}, "sm_90")
     (entry,) = entries(cache)
     entry.write_bytes(damage)
 
@@ -187,9 +188,10 @@ def test_a_damaged_entry_is_compiled_anew(cache, tmp_path, monkeypatch, said, da
 
     monkeypatch.setattr(nvrtc, "_load", load)
     nvrtc._library.cache_clear()
-    assert nvrtc._library(source, (("VALUE", 1),), "sm_90") == code
+    assert nvrtc._library(files, (("VALUE", 1),), "sm_90") == code
     nvrtc._library.cache_clear()
     assert "CUDA_ERROR_INVALID_IMAGE" in said[0]
+    assert "fill.cu" in said[0]
     assert "compiled anew" in said[0]
     (entry,) = entries(cache)
     assert entry.read_bytes() == code, "the entry is mended for the next process"
@@ -199,6 +201,14 @@ def test_a_source_with_a_mistake_is_an_error_with_the_compilers_words(cache):
     with pytest.raises(BackendError, match=r"sm_90(.|\n)*no_such_name"):
         nvrtc.compile_source(SOURCE, {"VALUE": "no_such_name"}, "sm_90")
     assert entries(cache) == []
+
+
+def test_a_mistake_is_named_by_its_own_file_and_line(cache, tmp_path):
+    files = (tmp_path / "common.cu", tmp_path / "fill.cu")
+    files[0].write_text("typedef float T;\n\n\n")
+    files[1].write_text("\n" + SOURCE)
+    with pytest.raises(BackendError, match=r"fill\.cu\(2\): error(.|\n)*no_such_name"):
+        nvrtc.compile_source(nvrtc.joined(files), {"VALUE": "no_such_name"}, "sm_90")
 
 
 def test_what_is_missing_is_named_with_how_to_get_it(monkeypatch):
