@@ -43,6 +43,10 @@ class BaseCounts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+COUNTS: tuple[str, ...] = tuple(BaseCounts.__slots__)
+"""Their names, in the order in which tables and stores hold them."""
+
+
 class NotABaseError(Exception):
     """A character that is no base; whoever knows file and line turns it into a DnassmError."""
 

@@ -7,9 +7,9 @@ process that is killed leaves the old store or none.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,21 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from dnassm.artifact import check_target, read_json, staged_folder, write_json
+from dnassm.artifact import check_target, staged_folder
 from dnassm.data.alphabet import Codes
 from dnassm.data.codes_file import CodesFile
 from dnassm.data.genome import Genome, genome_digest
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, SplitRule, parse_split
+from dnassm.data.store_header import StoredContig, read_lines, write_lines
 from dnassm.data.store_shards import drop_shards, shards
-from dnassm.data.store_writer import (
-    Part,
-    Progress,
-    StoredContig,
-    twice,
-    usable_cores,
-    write_part,
-)
+from dnassm.data.store_writer import Part, Progress, twice, usable_cores, write_part
 from dnassm.errors import ArtifactError, ConfigError, DnassmError
 from dnassm.provenance import write_run_json
 
@@ -49,11 +43,9 @@ class GenomeStore(Genome):
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self.stored = tuple(StoredContig(**entry) for entry in header["contigs"])
+        self.stored: tuple[StoredContig, ...] = tuple(header["contigs"])
         """The contigs again, with their offsets in codes.bin."""
-        splits = {
-            part: tuple(Interval(*entry) for entry in header["splits"][part]) for part in PARTS
-        }
+        splits = {part: tuple(header["splits"][part]) for part in PARTS}
         super().__init__(path, self.stored, header["splits"]["rule"], MappingProxyType(splits))
         self.sources: tuple[Mapping[str, Any], ...] = tuple(header["sources"])
         self._digest: str = header["digest"]
@@ -69,9 +61,11 @@ class GenomeStore(Genome):
         """
         folder = Path(path)
         _check_is_store(folder)
-        header = read_json(folder / _HEADER)
+        header = read_lines(folder / _HEADER)
         _check_version(folder, header)
         try:
+            for part in PARTS:
+                header["splits"][part] = [Interval(*entry) for entry in header["splits"][part]]
             store = cls(folder, header)
             _check_header(store)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -219,7 +213,8 @@ def _write(
         with CodesFile(folder / _CODES) as codes:
             for path in inputs.fastas:
                 joined.add(write_part_of(path, codes), path)
-        write_json(folder / _HEADER, _header(joined.contigs, rule, joined.sources))
+        header = _header(joined.contigs, rule, joined.sources)
+        write_lines(folder / _HEADER, _as_lines(header))
         write_run_json(
             folder,
             command="tokenize",
@@ -227,7 +222,7 @@ def _write(
             seed=None,
             inputs={source["path"]: _source_digest(source) for source in joined.sources},
         )
-    return GenomeStore.open(out)
+    return GenomeStore(out, header)
 
 
 class _Joined:
@@ -251,7 +246,7 @@ class _Joined:
             if contig.name in self._seen:
                 raise twice(contig.name, where, self._seen[contig.name])
             self._seen[contig.name] = where
-            self.contigs.append(dataclasses.replace(contig, offset=self._length))
+            self.contigs.append(contig._replace(offset=self._length))
             self._length += contig.length
         self.sources.append(part.source)
 
@@ -289,19 +284,26 @@ def _source_digest(source: Mapping[str, Any]) -> str:
 def _header(
     contigs: list[StoredContig], rule: SplitRule, sources: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    splits = rule.apply({contig.name: contig.length for contig in contigs})
     return {
         "format": FORMAT,
         "version": VERSION,
         "digest": genome_digest(contigs),
-        "contigs": [dataclasses.asdict(contig) for contig in contigs],
+        "contigs": contigs,
         "splits": {
             "rule": rule.text,
             "gap": rule.gap,
-            **{part: [[i.contig, i.start, i.end] for i in splits[part]] for part in PARTS},
+            **rule.apply({contig.name: contig.length for contig in contigs}),
         },
         "sources": sources,
     }
+
+
+def _as_lines(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header as JSON has it, a line per contig and interval."""
+    splits = header["splits"]
+    lines = {part: (json.dumps([i.contig, i.start, i.end]) for i in splits[part]) for part in PARTS}
+    contigs = map(StoredContig.json, header["contigs"])
+    return {**header, "contigs": contigs, "splits": {**splits, **lines}}
 
 
 def _check_is_store(folder: Path) -> None:
@@ -331,21 +333,18 @@ def _check_header(store: GenomeStore) -> None:
     """Raise ValueError where a header that was changed could show the bases of another place."""
     offset = 0
     for contig in store.stored:
-        whole = _is_whole(contig.length) and _is_whole(contig.offset)
+        # The type itself: JSON's true is an int as well.
+        whole = type(contig.length) is int is type(contig.offset)
         if not whole or contig.length < 1 or contig.offset != offset:
             raise ValueError(f"contig {contig.name!r} does not begin where the one before it ends")
         offset += contig.length
     if len(store.lengths) < len(store.stored) or store.digest != genome_digest(store.stored):
         raise ValueError("the digest is not that of the contigs")
     for interval in (interval for part in store.splits.values() for interval in part):
-        if not (_is_whole(interval.start) and _is_whole(interval.end)):
+        if not type(interval.start) is int is type(interval.end):
             raise ValueError(f"a split begins or ends at no whole number: {interval}")
         if interval.end > store.lengths[interval.contig]:
             raise ValueError(f"a split ends past its contig: {interval}")
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _check_out(out: Path, fastas: Sequence[Path], *, force: bool) -> None:

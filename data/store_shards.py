@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -25,9 +24,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from dnassm.artifact import read_json, staged_file, write_json
+from dnassm.artifact import staged_file
 from dnassm.data.codes_file import CodesFile
-from dnassm.data.store_writer import Part, Progress, StoredContig, usable_cores, write_part
+from dnassm.data.store_header import StoredContig, read_lines, write_lines
+from dnassm.data.store_writer import Part, Progress, usable_cores, write_part
 from dnassm.errors import ArtifactError
 
 _VERSION = 1
@@ -185,26 +185,32 @@ def _make(path: Path, folder: Path, threads: bool) -> None:  # noqa: FBT001  a p
 
     with staged_file(folder / f"{key}.codes") as staging, CodesFile(staging) as codes:
         part = write_part(path, codes, threads=threads, progress=report)
-    write_json(folder / f"{key}.json", {"of": identity, **dataclasses.asdict(part)})
+    record = {
+        "of": identity,
+        "contigs": map(StoredContig.json, part.contigs),
+        "lines": part.lines,
+        "source": part.source,
+    }
+    with staged_file(folder / f"{key}.json") as staging:
+        write_lines(staging, record)
 
 
 def _copy(folder: Path, path: Path, codes: CodesFile) -> Part:
     with (folder / f"{_key(path)}.codes").open("rb") as shard:
         while block := shard.read(_COPY_BYTES):
             codes.append(block)
-    entry = read_json(folder / f"{_key(path)}.json")
-    contigs = [StoredContig(**contig) for contig in entry["contigs"]]
-    return Part(contigs, entry["lines"], entry["source"] | {"path": str(path)})
+    entry = read_lines(folder / f"{_key(path)}.json")
+    return Part(entry["contigs"], entry["lines"], entry["source"] | {"path": str(path)})
 
 
 def _is_made(folder: Path, path: Path) -> bool:
     record = folder / f"{_key(path)}.json"
     try:
-        entry = read_json(record)
-        size = sum(contig["length"] for contig in entry["contigs"])
+        entry = read_lines(record)
+        size = sum(contig.length for contig in entry["contigs"])
         same = bool(entry["of"] == _identity(path))
         return same and record.with_suffix(".codes").stat().st_size == size
-    except (OSError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         return False  # missing, half a pair, or of another version: it is made anew
 
 

@@ -14,10 +14,12 @@ import functools
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dnassm.data.alphabet import Codes
 from dnassm.data.codes_file import CodesFile
@@ -27,6 +29,7 @@ from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.encoder import BaseCounts
 from dnassm.data.fasta import Bases, Header, read_fasta
 from dnassm.data.genome import genome_digest
+from dnassm.data.store_header import StoredContig
 from dnassm.errors import FormatError
 
 Progress = Callable[[int], None]
@@ -40,20 +43,6 @@ _SMALL = 1 << 16
 """Bytes below which handing a block over costs more than it saves."""
 _TURNS = 256
 """Turns of the lanes, some 50 ms, after which a thread looks whether it is still wanted."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredContig:
-    """One sequence of a store."""
-
-    name: str
-    description: str
-    offset: int
-    """Where its codes begin in codes.bin."""
-    length: int
-    sha256: str
-    md5: str
-    counts: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,7 +139,7 @@ class _Draft:
             length=self.length,
             sha256=sha256,
             md5=md5,
-            counts=dataclasses.asdict(self.counts),
+            packed=np.array(dataclasses.astuple(self.counts), "<i8").tobytes(),
         )
 
 
