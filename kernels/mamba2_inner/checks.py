@@ -24,8 +24,8 @@ _GROUPS, _STATES, _WIDEST = 2, 16, 64
 _EPS = 0.1
 _SHARED = tuple(name for name in TENSORS if name != "x" and not name.endswith("_state"))
 # Two products, a convolution, a recurrence and a norm, each result rounded: some ten roundings meet
-# in y. The sums of dA cancel: at 2^20 positions the composition of the operators is off by 3.2e-2 in
-# bfloat16 and 5.2e-3 in float16, just as the fused block is.
+# in y. The sums of dA cancel: at 2^20 positions the composition of the operators is off by 3.2e-2
+# in bfloat16 and 5.2e-3 in float16, just as the fused block is.
 _BOUNDS = {
     torch.float64: Bound(1e-12, 1e-12, "eps 2e-16, some thousand steps and sums"),
     torch.float32: Bound(1e-5, 5e-5, "eps 6e-8, sums over channels, times sqrt(L) = 64 at L 4097"),

@@ -16,10 +16,12 @@ from torch import Tensor
 from dnassm.kernels.causal_conv1d.arguments import Conv
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
 from dnassm.kernels.mamba2_inner.arguments import TENSORS, Block, Key, States
+from dnassm.kernels.norm import arguments as of_norm
 from dnassm.kernels.norm.arguments import Norm, Wanted
 from dnassm.kernels.norm.op import BACKENDS as NORM
 from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
-from dnassm.kernels.ssd.arguments import Into, Ssd
+from dnassm.kernels.ssd import arguments as of_ssd
+from dnassm.kernels.ssd.arguments import Ssd
 from dnassm.kernels.ssd.op import BACKENDS as SSD
 
 PRIORITY = 10
@@ -35,7 +37,7 @@ def supports(block: Block) -> str | None:
 # What the operators are called with
 
 
-def _conv(block: Block, projected: Tensor, state: Tensor | None) -> Conv:
+def _conv(block: Block, projected: Tensor, state: Tensor | None, into: Tensor | None) -> Conv:
     return Conv(
         x=block.parts(projected)[1],
         weight=block.conv_weight,
@@ -44,6 +46,7 @@ def _conv(block: Block, projected: Tensor, state: Tensor | None) -> Conv:
         cu_seqlens=block.cu_seqlens,
         silu=True,
         reverse=block.reverse,
+        into=into,
     )
 
 
@@ -92,6 +95,9 @@ class _Work:
     marks: Tensor
     """What the backward of SSD wants, known with `scanned`."""
 
+    into: Tensor | None = None
+    """Where the convolution writes, in the backward the gradient of its input."""
+
     def __init__(
         self, block: Block, piece: Piece, start: States, kept: Mapping[str, Tensor]
     ) -> None:
@@ -132,7 +138,7 @@ class _Work:
 
     def conv(self) -> Conv:
         """The call of the convolution."""
-        return _conv(self.block, self.projected, self.start.conv)
+        return _conv(self.block, self.projected, self.start.conv, self.into)
 
     def ssd(self) -> Ssd:
         """The call of SSD."""
@@ -252,15 +258,7 @@ class Backward:
         given = getattr(self.block, name)
         if name == "x":
             return self.dx
-        if name == "in_weight":
-            return torch.cat([self.sums.get(part, given) for part in self._parts])
         return self.dx.new_empty(0) if given is None else self.sums.get(name, given)
-
-    @functools.cached_property
-    def _parts(self) -> dict[str, Tensor]:
-        """The rows of the input projection."""
-        parts = self.block.in_weight.split(self.block.splits)
-        return dict(zip(("gate", "before", "dt"), parts, strict=True))
 
     def _piece(self, number: int, piece: Piece, after: States) -> States:
         """One piece: `after` are the gradients of the states that it left."""
@@ -269,62 +267,64 @@ class Backward:
         if block.cut().first(piece, reverse=block.reverse):
             start = block.rows(States(block.conv_state, block.ssm_state), piece)
         work = _Work(block, piece, start, kept)
-        dscanned = self._through_norm(work)
-        dconvolved, dssm = self._through_ssd(work, dscanned, after.ssm)
-        del dscanned
-        return States(self._through_conv(work, dconvolved, after.conv), dssm)
+        # Beside the gradients of gate and step size lies what was convolved, if it was not kept,
+        # until the convolution's backward writes there.
+        dprojected = torch.empty_like(work.projected)
+        work.into = block.parts(dprojected)[1]
+        dconvolved = self._through_norm(work, dprojected)
+        dssm = self._through_ssd(work, dconvolved, dprojected, after.ssm)
+        dconv = self._through_conv(work, dconvolved, after.conv)
+        self._project(piece, dprojected)
+        return States(dconv, dssm)
 
-    def _through_norm(self, work: _Work) -> Tensor:
-        """Through output projection, norm and gate: the gradient of what SSD gave."""
-        dy = flat(work.piece.of(self.dy))
+    def _through_norm(self, work: _Work, dprojected: Tensor) -> Tensor:
+        """Through output projection, norm and gate.
+
+        The gradient of what SSD gave, as the first E of room for that of what was convolved.
+        """
+        dy, block = flat(work.piece.of(self.dy)), self.block
         self.sums.add("out_weight", dy.t() @ flat(work.normed))
         work.forget("normed")
         call = work.norm()
-        dnormed = (dy @ self.block.out_weight).view(call.x.shape)
-        wanted = Wanted(call.x.dtype, None)
-        found = NORM.choose(self.block.backend, call).backward(call, dnormed, None, wanted)
+        room = dprojected.new_empty(*dprojected.shape[:2], block.convolved)
+        dnormed = room[..., : block.inner]
+        torch.mm(dy, block.out_weight, out=flat(dnormed))
+        into = of_norm.Into(dnormed, block.parts(dprojected)[0])
+        backend, wanted = NORM.choose(block.backend, call), Wanted(call.x.dtype, None)
+        found = backend.backward(call, dnormed, None, wanted, into)
         self.sums.add("norm_weight", found.weight)
-        self._project(work.piece, "gate", found.gate)
         work.forget("scanned")
-        return found.x.view(call.x.shape)  # type: ignore[no-any-return]
+        return room
 
     def _through_ssd(
-        self, work: _Work, dscanned: Tensor, dfinal: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of what was convolved, all in one tensor, and of the state before."""
+        self, work: _Work, dconvolved: Tensor, dprojected: Tensor, dfinal: Tensor | None
+    ) -> Tensor | None:
+        """The gradients of what was convolved, over that of what SSD gave, and of the state."""
         call = work.ssd()
-        dconvolved = torch.empty_like(work.convolved, memory_format=torch.contiguous_format)
-        found: Any = SSD.choose(self.block.backend, call).backward(
-            call,
-            work.marks,
-            dscanned.view(call.x.shape),
-            dfinal,
-            Into(*self.block.maps(dconvolved)),
-        )
+        into = of_ssd.Into(*self.block.maps(dconvolved), self.block.parts(dprojected)[2])
+        backend = SSD.choose(self.block.backend, call)
+        found: Any = backend.backward(call, work.marks, into.x, dfinal, into)
         work.forget("convolved", "marks")
         for name in ("A", "D", "dt_bias"):
             self.sums.add(name, getattr(found, name))
-        self._project(work.piece, "dt", found.dt)
-        return dconvolved, found.initial_state
+        state: Tensor | None = found.initial_state
+        return state
 
     def _through_conv(
         self, work: _Work, dconvolved: Tensor, dfinal: Tensor | None
     ) -> Tensor | None:
         """The gradient of the state before; all else is added where it belongs."""
         call = work.conv()
-        found: Any = CONV.choose(self.block.backend, call).backward(call, dconvolved, dfinal)
+        backend = CONV.choose(self.block.backend, call)
+        found: Any = backend.backward(call, dconvolved, dfinal)
         self.sums.add("conv_weight", found.weight)
         self.sums.add("conv_bias", found.bias)
-        self._project(work.piece, "before", found.x)
         state: Tensor | None = found.initial_state
         return state
 
-    def _project(self, piece: Piece, part: str, gradient: Tensor) -> None:
-        """Through some rows of the input projection, the gate's first."""
-        gradient, weight = flat(gradient), self._parts[part]
-        x, dx = flat(piece.of(self.block.x)), flat(piece.of(self.dx))
-        if part == "gate":
-            torch.mm(gradient, weight, out=dx)
-        else:
-            dx.addmm_(gradient, weight)
-        self.sums.add(part, gradient.t() @ x)
+    def _project(self, piece: Piece, dprojected: Tensor) -> None:
+        """Through the input projection; what fills a row up is not read."""
+        weight, x = self.block.in_weight, flat(piece.of(self.block.x))
+        gradient = flat(dprojected)[:, : len(weight)]
+        torch.mm(gradient, weight, out=flat(piece.of(self.dx)))
+        self.sums.add("in_weight", gradient.t() @ x)

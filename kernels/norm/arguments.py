@@ -56,6 +56,17 @@ class Wanted(NamedTuple):
     """None where there is no residual, or one of the dtype of x: then both gradients are one."""
 
 
+class Into(NamedTuple):
+    """Where a backward is to write two gradients: of the shape of x, in the dtypes wanted.
+
+    Their last axis is contiguous, one stride leads from each row to the next: slices of wider
+    tensors, say. x may be the memory of dy, of the same strides. No option of the public functions.
+    """
+
+    x: Tensor
+    gate: Tensor
+
+
 class Gradients(NamedTuple):
     """Gradient of each tensor argument, in its dtype and shape; None where it is not wanted."""
 
@@ -64,6 +75,20 @@ class Gradients(NamedTuple):
     gate: Tensor | None
     weight: Tensor
     bias: Tensor | None
+
+
+def along(
+    call: Norm, wanted: Wanted, into: Into | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Room for the gradients of x, residual and gate: new tensors, or those of `into`."""
+
+    def room(dtype: torch.dtype) -> Tensor:
+        return torch.empty(call.x.shape, dtype=dtype, device=call.x.device)
+
+    residual = None if wanted.residual is None else room(wanted.residual)
+    if into is not None:
+        return into.x, residual, into.gate
+    return room(wanted.x), residual, None if call.gate is None else room(call.gate.dtype)
 
 
 def of_parameters(call: Norm, sums: Tensor) -> tuple[Tensor, Tensor | None]:

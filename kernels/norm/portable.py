@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted, of_parameters
+from dnassm.kernels.norm.arguments import Gradients, Into, Norm, Wanted, along, of_parameters
 
 PRIORITY = 10
 
@@ -38,16 +38,12 @@ def forward(call: Norm) -> tuple[Tensor, Tensor | None]:
     return y, total
 
 
-def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> Gradients:
+def backward(
+    call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted, into: Into | None = None
+) -> Gradients:
     """Gradients of every input from those of y and of the sum."""
     work = _Work(call)
-    shape, device = call.x.shape, call.x.device
-    dx = torch.empty(shape, dtype=wanted.x, device=device)
-    dresidual = dgate = None
-    if wanted.residual is not None:
-        dresidual = torch.empty(shape, dtype=wanted.residual, device=device)
-    if call.gate is not None:
-        dgate = torch.empty(shape, dtype=call.gate.dtype, device=device)
+    dx, dresidual, dgate = along(call, wanted, into)
     partial = []
     for rows in work.chunks():
         value = work.value(rows)

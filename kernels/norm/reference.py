@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted, of_parameters
+from dnassm.kernels.norm.arguments import Gradients, Into, Norm, Wanted, along, of_parameters
 
 PRIORITY = 0
 
@@ -53,7 +53,9 @@ def forward(call: Norm) -> tuple[Tensor, Tensor | None]:
     return y.to(call.x.dtype).view(call.x.shape), total
 
 
-def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> Gradients:
+def backward(
+    call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted, into: Into | None = None
+) -> Gradients:
     """Gradients of every input from those of y and of the sum."""
     parts = _parts(call)
     g = call.rows(dy).double()
@@ -69,8 +71,9 @@ def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> G
         gate = call.rows(call.gate).double()
         s = torch.sigmoid(gate)
         dgate = dx * call.rows(call.x).double() * s * (1 + gate * (1 - s))
-        dgate = dgate.to(call.gate.dtype).view(call.x.shape)
         dx = dx * gate * s
-    dx = dx.view(call.x.shape)
-    dresidual = None if wanted.residual is None else dx.to(wanted.residual, copy=True)
-    return Gradients(dx.to(wanted.x), dresidual, dgate, *of_parameters(call, sums))
+    rooms = along(call, wanted, into)
+    for room, found in zip(rooms, (dx, dx, dgate), strict=True):
+        if room is not None and found is not None:
+            room.copy_(found.view(call.x.shape))
+    return Gradients(*rooms, *of_parameters(call, sums))

@@ -68,17 +68,25 @@ class Gradients(NamedTuple):
 
 
 class Into(NamedTuple):
-    """Where a backward is to write three gradients: tensors of the shapes and dtypes of x, B, C.
+    """Where a backward is to write four gradients: of the shapes and dtypes of x, B, C and dt.
 
-    Their last axis is contiguous, the others have any strides: slices of one tensor, say.
+    Their last axis is contiguous, the others have any strides: slices of wider tensors, say. x may
+    be the memory of dy, of the same strides, where there is no gate.
     """
 
     x: Tensor
     B: Tensor
     C: Tensor
+    dt: Tensor
+
+    @classmethod
+    def new(cls, call: Ssd) -> Into:
+        """Tensors of their own."""
+        given = (call.x, call.B, call.C, call.dt)
+        return cls(*(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in given))
 
     def filled(self, found: Gradients) -> Gradients:
-        """`found` with its three copied here and these returned instead."""
+        """`found` with its four copied here and these returned instead."""
         places = self._asdict()
         for name, place in places.items():
             place.copy_(getattr(found, name))

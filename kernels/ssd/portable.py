@@ -55,7 +55,7 @@ def forward(call: Ssd) -> tuple[Tensor, Tensor, Tensor]:
 def backward(
     call: Ssd, marks: Tensor, dy: Tensor, dfinal: Tensor, into: Into | None = None
 ) -> Gradients:
-    """Gradients of `forward` (README, section 3); those of x, B and C are written to `into`."""
+    """Gradients of `forward` (README, section 3); those of x, B, C and dt are written to `into`."""
     found = _Sums.of(call, into)
     initial, adjoint = _states(call), dfinal.to(call.inner).unflatten(1, (call.B.shape[2], -1))
     dinitial = torch.empty_like(initial)
@@ -283,8 +283,7 @@ class _Sums(NamedTuple):
 
     @classmethod
     def of(cls, call: Ssd, into: Into | None) -> _Sums:
-        x, B, C = into or Into(*(_like(tensor) for tensor in (call.x, call.B, call.C)))
-        dt = _like(call.dt)
+        x, B, C, dt = into or Into.new(call)
         z = None if call.z is None else _like(call.z)
         A = call.A.new_zeros(call.A.shape, dtype=call.inner)
         return cls(x, dt, B, C, z, A, A.new_zeros(call.x.shape[2:]), torch.zeros_like(A))

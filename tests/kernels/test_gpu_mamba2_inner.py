@@ -95,8 +95,9 @@ def test_every_backend_serves_all_operators(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("over", [False, True], ids=["beside dy", "over dy"])
 @pytest.mark.parametrize("name", ["wide", "wide heads", "strided"])
-def test_the_gradients_of_ssd_are_written_where_they_are_wanted(name, dtype):
+def test_the_gradients_of_ssd_are_written_where_they_are_wanted(name, over, dtype):
     sizes = {"wide": (64, 128), "wide heads": (130, 16), "strided": (24, 20)}
     width, states = sizes[name]
     case = SsdCase(length=300, heads=4, width=width, groups=2, states=states, gated=False)
@@ -107,11 +108,12 @@ def test_the_gradients_of_ssd_are_written_where_they_are_wanted(name, dtype):
     chosen = SSD.choose("triton", call)
     y, final, marks = chosen.forward(call)
     want = chosen.backward(call, marks, y, final)
-    widths = [4 * width, 2 * states, 2 * states, 3 if name == "strided" else 8]
+    widths = [4 * width, 2 * states, 2 * states, 4, 3 if name == "strided" else 4]
     room = torch.full((2, 300, sum(widths)), torch.nan, device="cuda", dtype=dtype)
-    x, B, C, beside = room.split(widths, dim=2)
-    into = Into(x.view(call.x.shape), B.view(call.B.shape), C.view(call.C.shape))
-    got = chosen.backward(call, marks, y, final, into)
+    x, B, C, dt, beside = room.split(widths, dim=2)
+    into = Into(x.view(call.x.shape), B.view(call.B.shape), C.view(call.C.shape), dt)
+    dy = into.x.copy_(y) if over else y
+    got = chosen.backward(call, marks, dy, final, into)
     for field in ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state"):
         assert torch.equal(getattr(got, field), getattr(want, field)), field
     assert all(getattr(got, field) is place for field, place in into._asdict().items())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnassm.kernels.norm import BACKENDS, add_norm, cases, norm
-from dnassm.kernels.norm.arguments import Norm
+from dnassm.kernels.norm.arguments import Into, Norm, Wanted
 from dnassm.kernels.norm.cases import Case, Tolerance
 
 pytestmark = [
@@ -145,6 +145,28 @@ def test_nothing_beside_a_tensor_is_read_or_written(name, monkeypatch):
     for around, numel in made:
         assert around[:256].isnan().all()
         assert around[256 + numel :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("over", [False, True], ids=["beside dy", "over dy"])
+@pytest.mark.parametrize("width", [40, 512, 1536, 8191])
+def test_gradients_are_written_where_they_are_wanted(width, over, dtype):
+    case = Case(shape=(2, 700, width), gate=True)
+    given = {"bias": None, "residual": None, **on_gpu(case, dtype)}
+    call = Norm(**given, centred=False, eps=1e-5, groups=1, total_dtype=dtype)
+    chosen, wanted = BACKENDS.choose("triton", call), Wanted(dtype, None)
+    dy = torch.randn(case.shape, device="cuda").to(dtype)
+    want = chosen.backward(call, dy, None, wanted)
+    room = torch.full((2, 700, 3 * width + 16), torch.nan, device="cuda", dtype=dtype)
+    dx, beside, dgate, behind = room.split([width, width, width, 16], dim=-1)
+    dy = dx.copy_(dy) if over else dy
+    got = chosen.backward(call, dy, None, wanted, Into(dx, dgate))
+    assert got.x is dx
+    assert got.gate is dgate
+    # Strides that are no multiple of 16 give Triton another layout, and sums another order.
+    torch.testing.assert_close(got, want, rtol=4 * torch.finfo(dtype).eps, atol=1e-4)
+    assert beside.isnan().all()
+    assert behind.isnan().all()
 
 
 @pytest.mark.parametrize("name", ["256 channels", "512 channels, gate", "more tiles than programs"])

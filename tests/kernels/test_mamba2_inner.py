@@ -146,9 +146,10 @@ def test_gradients_are_those_of_finite_differences():
 
 @pytest.mark.parametrize("limit", [(0.0, math.inf), (0.05, 0.3)])
 @pytest.mark.parametrize("packed", [None, (0, 1, 40)], ids=["rows", "packed"])
+@pytest.mark.parametrize("over", [False, True], ids=["beside dy", "over dy"])
 @pytest.mark.parametrize("backend", ["reference", "portable"])
-def test_the_gradients_of_ssd_are_written_where_they_are_wanted(backend, packed, limit):
-    case = SsdCase(batch=1, length=40, heads=4, groups=2)
+def test_the_gradients_of_ssd_are_written_where_they_are_wanted(backend, over, packed, limit):
+    case = SsdCase(batch=1, length=40, heads=4, groups=2, gated=not over)
     inputs = case.inputs(torch.float32)
     edges = None
     if packed is not None:
@@ -160,12 +161,13 @@ def test_the_gradients_of_ssd_are_written_where_they_are_wanted(backend, packed,
     chosen = SSD.choose(backend, call)
     y, final, marks = chosen.forward(call)
     want = chosen.backward(call, marks, y, final)
-    sizes = [4 * case.width, 2 * case.states, 2 * case.states, 3]
+    sizes = [4 * case.width, 2 * case.states, 2 * case.states, 4, 3]
     room = torch.full((1, 40, sum(sizes)), torch.nan)
-    x, B, C, beside = room.split(sizes, dim=2)
-    into = Into(x.view(call.x.shape), B.view(call.B.shape), C.view(call.C.shape))
-    got = chosen.backward(call, marks, y, final, into)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+    x, B, C, dt, beside = room.split(sizes, dim=2)
+    into = Into(x.view(call.x.shape), B.view(call.B.shape), C.view(call.C.shape), dt)
+    dy = into.x.copy_(y) if over else y
+    got = chosen.backward(call, marks, dy, final, into)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
     assert all(getattr(got, name) is place for name, place in into._asdict().items())
     assert beside.isnan().all()
 

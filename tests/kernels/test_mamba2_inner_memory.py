@@ -26,19 +26,19 @@ def like(tensor: Tensor | None) -> Tensor | None:
 
 class Convolution:
     def forward(self, call):
-        return like(call.x), call.x.new_empty(call.state_shape)
+        return call.result(), call.x.new_empty(call.state_shape)
 
     def backward(self, call, dy, dfinal):
-        given = (call.x, call.weight, call.bias, call.initial_state)
-        return conv.Gradients(*map(like, given))
+        given = (call.weight, call.bias, call.initial_state)
+        return conv.Gradients(call.result(), *map(like, given))
 
 
 class GatedNorm:
     def forward(self, call):
         return like(call.x), None
 
-    def backward(self, call, dy, dtotal, wanted):
-        return norm.Gradients(like(call.x), None, like(call.gate), like(call.weight), None)
+    def backward(self, call, dy, dtotal, wanted, into):
+        return norm.Gradients(into.x, None, into.gate, like(call.weight), None)
 
 
 class StateSpace:
@@ -54,10 +54,10 @@ class StateSpace:
     def backward(self, call, marks, dy, dfinal, into):
         states = 2 * call.x.numel() // 64 * call.B.shape[3]
         own = (like(marks), call.x.new_empty(min(states, 512 << 19)))
-        given = (call.dt, call.A, call.D, call.dt_bias, call.initial_state)
-        ddt, dA, dD, dbias, dstate = map(like, given)
+        given = (call.A, call.D, call.dt_bias, call.initial_state)
+        dA, dD, dbias, dstate = map(like, given)
         del own
-        return ssd.Gradients(into.x, ddt, dA, into.B, into.C, dD, None, dbias, dstate)
+        return ssd.Gradients(into.x, into.dt, dA, into.B, into.C, dD, None, dbias, dstate)
 
 
 class Only:
@@ -117,11 +117,11 @@ BOTH = ("projected", "scan")
         (BOTH, 128, 6.82),
         (BOTH, 256, 7.35),
         (BOTH, 512, 8.42),
-        (BOTH, 1024, 10.55),
-        (("convolved", "scan", "normed"), 256, 7.58),
-        (("scan",), 256, 5.45),
+        (BOTH, 1024, 10.56),
+        (("convolved", "scan", "normed"), 256, 7.96),
+        (("scan",), 256, 5.46),
         ((), 256, 4.27),
-        (tuple(KEEP), 256, 9.48),
+        (tuple(KEEP), 256, 9.86),
     ],
 )
 def test_a_million_positions_take_what_the_readme_says(counter, keep, mib, want, monkeypatch):
@@ -141,6 +141,6 @@ def test_a_small_call_keeps_all():
     assert arguments.default_keep(x, 1536, 1792) == tuple(KEEP)
 
 
-@pytest.mark.parametrize(("keep", "want"), [(BOTH, 2.21), (tuple(KEEP), 2.40)])
+@pytest.mark.parametrize(("keep", "want"), [(BOTH, 2.21), (tuple(KEEP), 2.62)])
 def test_a_batch_of_wide_rows_takes_what_the_readme_says(counter, keep, want):
     assert peak(counter, 8, 768, 1 << 13, keep) == pytest.approx(want, abs=0.006)

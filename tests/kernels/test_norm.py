@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dnassm.errors import BackendError, ConfigError, ShapeError
 from dnassm.kernels.laws import Probe, errors, laws
 from dnassm.kernels.norm import add_norm, cases, checks, norm, op, portable, triton
-from dnassm.kernels.norm.arguments import Norm
+from dnassm.kernels.norm.arguments import Into, Norm, Wanted
 from dnassm.kernels.norm.cases import Case, Tolerance
 
 BACKENDS = op.BACKENDS
@@ -285,6 +285,28 @@ def test_nothing_beside_a_tensor_is_read_or_written(backend, name, monkeypatch):
     for around, numel in made:
         assert around[:256].isnan().all()
         assert around[256 + numel :].isnan().all()
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["beside dy", "over dy"])
+@pytest.mark.parametrize("name", ["gate, groups", "gate, many rows", "gate, layer, bias"])
+@pytest.mark.parametrize("backend", NAMES)
+def test_gradients_are_written_where_they_are_wanted(backend, name, over):
+    case = cases.CASES[name]
+    given = {"bias": None, "residual": None, **case.inputs(torch.float32)}
+    kind = {"centred": case.kind == "layer", "eps": case.eps, "groups": case.groups}
+    call = Norm(**given, **kind, total_dtype=torch.float32)
+    chosen, wanted = BACKENDS.choose(backend, call), Wanted(torch.float32, None)
+    dy, width = torch.randn(case.shape), case.shape[-1]
+    want = chosen.backward(call, dy, None, wanted)
+    room = torch.full((*case.shape[:-1], 3 * width + 5), torch.nan)
+    dx, beside, dgate, behind = room.split([width, width, width, 5], dim=-1)
+    dy = dx.copy_(dy) if over else dy
+    got = chosen.backward(call, dy, None, wanted, Into(dx, dgate))
+    assert got.x is dx
+    assert got.gate is dgate
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert beside.isnan().all()
+    assert behind.isnan().all()
 
 
 @pytest.mark.parametrize("backend", NAMES)

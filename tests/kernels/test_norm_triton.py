@@ -42,6 +42,7 @@ CHOSEN = [
     "test_programs_that_take_several_tiles_give_the_same",
     "test_every_run_gives_the_same_bits[triton-residual, many rows]",
     "test_nothing_beside_a_tensor_is_read_or_written",
+    "test_gradients_are_written_where_they_are_wanted",
     "test_rows_with_any_strides_are_taken_as_they_are",
     "test_an_expanded_gradient_is_taken[triton]",
     "test_the_two_gradients_of_a_sum_may_be_changed_apart[triton]",

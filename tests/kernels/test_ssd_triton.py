@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dnassm.kernels import triton_runtime
 from dnassm.kernels.ssd import BACKENDS, cases, triton
-from dnassm.kernels.ssd.arguments import Gradients, Ssd
+from dnassm.kernels.ssd.arguments import Gradients, Into, Ssd
 from dnassm.kernels.ssd.cases import Case
 
 SMALL = {"_SEGMENT": (1, 1, 1)}
@@ -102,6 +102,8 @@ def in_interpreter() -> dict[str, Any]:
         bound = dataclasses.replace(bound, rms=1.5 * bound.rms)
         faults[name] = cases.faults(first[name][0], want, bound)
     found = {"faults": faults} | laws(*first["groups, two rows, no gate"])
+    packed = Run(PACKED, torch.bfloat16, {**PACK, "reverse": True})
+    found["misplaced"] = misplaced(RUNS["groups, two rows, no gate"]) + misplaced(packed)
     return found | {"stale": stale()}  # last: it cuts otherwise
 
 
@@ -119,6 +121,23 @@ def laws(first: dict[str, Tensor], weights: list[Tensor]) -> dict[str, list[str]
         "slabs": [key for key in per_row if not torch.equal(again[key], first[key])],
         "alone": [key for key in per_row if not torch.equal(row[key], first[key][1:])],
     }
+
+
+def misplaced(run: Run) -> list[str]:
+    """Gradients that differ where they are written side by side, that of x over that of y."""
+    call = call_of(run.inputs(), **run.options, chunk=16)
+    y, final, marks = triton.forward(call)
+    want = triton.backward(call, marks, y, final)
+    tensors = (call.x, call.B, call.C, call.dt)
+    widths = [tensor[0, 0].numel() for tensor in tensors]
+    room = torch.full((*call.x.shape[:2], sum(widths) + 3), torch.nan, dtype=run.dtype)
+    *places, beside = room.split([*widths, 3], dim=2)
+    into = Into(*(place.view(t.shape) for place, t in zip(places, tensors, strict=True)))
+    into.x.copy_(y)
+    got = triton.backward(call, marks, into.x, final, into)
+    pairs = zip(Gradients._fields, got, want, strict=True)
+    wrong = [field for field, mine, theirs in pairs if mine is not None and mine.ne(theirs).any()]
+    return wrong if bool(beside.isnan().all()) else [*wrong, "beside"]
 
 
 def stale() -> list[str]:
@@ -201,6 +220,10 @@ def test_values_and_every_gradient_in_the_interpreter_are_those_of_the_reference
 
 def test_slabs_change_no_bit(interpreted):
     assert interpreted["slabs"] == []
+
+
+def test_gradients_are_written_where_they_are_wanted(interpreted):
+    assert interpreted["misplaced"] == []
 
 
 def test_a_slab_adds_nothing_of_the_one_before(interpreted):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dnassm.kernels.backends import Elsewhere
-from dnassm.kernels.norm.arguments import Gradients, Norm, Wanted, of_parameters
+from dnassm.kernels.norm.arguments import Gradients, Into, Norm, Wanted, along, of_parameters
 from dnassm.kernels.triton_runtime import DTYPES, unavailable
 
 PRIORITY = 20
@@ -59,27 +59,24 @@ def forward(call: Norm) -> tuple[Tensor, Tensor | None]:
     return y, total
 
 
-def backward(call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted) -> Gradients:
+def backward(
+    call: Norm, dy: Tensor, dtotal: Tensor | None, wanted: Wanted, into: Into | None = None
+) -> Gradients:
     """Gradients of every input; those of weight and bias per program, then added in one order."""
     work = _Work(call)
-    shape, device = call.x.shape, call.x.device
-    dx = torch.empty(shape, dtype=wanted.x, device=device)
-    dresidual = dgate = None
-    if wanted.residual is not None:
-        dresidual = torch.empty(shape, dtype=wanted.residual, device=device)
-    if call.gate is not None:
-        dgate = torch.empty(shape, dtype=call.gate.dtype, device=device)
+    dx, dresidual, dgate = along(call, wanted, into)
     each = max(_TILES, -(-work.tiles // _PROGRAMS))
     programs = -(-work.tiles // each)
     kinds = 1 if call.bias is None else 2
-    partial = torch.empty((programs, kinds, call.channels), dtype=torch.float32, device=device)
+    sums = (programs, kinds, call.channels)
+    partial = torch.empty(sums, dtype=torch.float32, device=call.x.device)
     _kernels().backward[(programs * call.groups,)](
         *work.arguments,
         *_placed(call, dy),
         *_placed(call, dtotal),
-        dx,
+        *_placed(call, dx)[:2],
         dresidual,
-        dgate,
+        *_placed(call, dgate)[:2],
         partial,
         each,
         **work.constants,

@@ -18,8 +18,8 @@ def _load(tensor, row_stride, column_stride, at, channel, inside):
 
 
 @triton.jit
-def _store(tensor, channels, at, channel, inside, values):
-    place = tensor + at[:, None] * channels + channel[None, :]
+def _store(tensor, row_stride, at, channel, inside, values):
+    place = tensor + at[:, None] * row_stride + channel[None, :]
     tl.store(place, values.to(tensor.dtype.element_ty), mask=inside)
 
 
@@ -65,7 +65,8 @@ def forward(
 @triton.jit
 def backward(
     x, x_row, x_column, gate, gate_row, gate_column, weight, rows, width, groups, eps,
-    dy, dy_row, dy_column, dtotal, dtotal_row, dtotal_column, dx, dresidual, dgate, partial, each,
+    dy, dy_row, dy_column, dtotal, dtotal_row, dtotal_column,
+    dx, dx_row, dresidual, dgate, dgate_row, partial, each,
     centred: tl.constexpr, has_bias: tl.constexpr, gated: tl.constexpr,
     steps: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -103,9 +104,9 @@ def backward(
         if gated:
             s = tl.sigmoid(z)
             of_gate = found * given * s * (1 + z * (1 - s))
-            _store(dgate, channels, at, channel, inside, of_gate)
+            _store(dgate, dgate_row, at, channel, inside, of_gate)
             found *= z * s
-        _store(dx, channels, at, channel, inside, found)
+        _store(dx, dx_row, at, channel, inside, found)
         if dresidual is not None:
             _store(dresidual, channels, at, channel, inside, found)
     kinds: tl.constexpr = 2 if has_bias else 1

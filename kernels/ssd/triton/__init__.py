@@ -128,16 +128,15 @@ def backward(
     run.measure_steps()
     adjoints = torch.empty_like(marks)
     run.enter(adjoints, dfinal.float().contiguous(), adjoint=True)
-    dx, dB, dC = into or (_like(tensor) for tensor in (call.x, call.B, call.C))
-    ddt, dz = _like(call.dt), None if call.z is None else _like(call.z)
+    into, dz = into or Into.new(call), None if call.z is None else _like(call.z)
     dinitial = run.new(*call.state_shape)
-    dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, (dx, dB, dC, ddt, dz))
+    dA, dbias, dD = _slabs(run, (marks, adjoints), dinitial, into, dz)
     return Gradients(
-        x=dx,
-        dt=ddt,
+        x=into.x,
+        dt=into.dt,
         A=dA.to(call.A.dtype),
-        B=dB,
-        C=dC,
+        B=into.B,
+        C=into.C,
         D=_as(call.D, dD),
         z=dz,
         dt_bias=_as(call.dt_bias, dbias),
@@ -158,11 +157,11 @@ def _slabs(
     run: _Run,
     marks: tuple[Tensor, Tensor],
     dinitial: Tensor,
-    along: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    into: Into,
+    dz: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill the gradients `along` time, as many segments at a time as fit; dA, dbias and dD."""
+    """Fill `into` and dz, as many segments at a time as fit; dA, dbias and dD."""
     plan, call = run.plan, run.call
-    dx, dB, dC, ddt, dz = along
     _, _, heads, channels = call.x.shape
     groups = call.B.shape[2]
     dtype = torch.float32 if plan.exact else torch.bfloat16
@@ -178,7 +177,8 @@ def _slabs(
     added = run.new(slots, 3, heads)
     of_channels = run.new(slots if by_channel else 1, heads, channels)
     totals = [torch.zeros_like(part[0], dtype=torch.float64) for part in (added, of_channels)]
-    strides = tuple(tensor.stride() for tensor in (dx, dB, dC))
+    strides = tuple(tensor.stride() for tensor in (into.x, into.B, into.C))
+    to_dt = (into.dt, into.dt.stride())
     for first in range(0, segments, at_once):
         count = min(at_once, segments - first)
         for part in (added, of_channels):
@@ -189,11 +189,12 @@ def _slabs(
         programs = count * plan.chunks * groups
         of_pairs = (pairs, vectors, of_channels, first)
         run.launch("pairs_kernel", programs, *of_pairs, BY_CHANNEL=by_channel)
-        run.launch("into_kernel", programs, kept, pairs, vectors, dx, dB, strides, first)
-        to_z = dx if dz is None else dz
-        run.launch("out_kernel", programs, kept, pairs, vectors, to_z, dC, strides, first)
+        to_z = into.x if dz is None else dz
+        run.launch("out_kernel", programs, kept, pairs, vectors, to_z, into.C, strides, first)
+        # The last that reads dy, over which it may write.
+        run.launch("into_kernel", programs, kept, pairs, vectors, into.x, into.B, strides, first)
         programs = count * plan.chunks * heads
-        run.launch("ddt_kernel", programs, vectors, through, ddt, added, first)
+        run.launch("ddt_kernel", programs, vectors, through, *to_dt, added, first)
         for part, sums in zip((added, of_channels), totals, strict=True):
             sums += part[: count * plan.chunks].sum(0, dtype=torch.float64)
     dA, dbias, skip = totals[0]

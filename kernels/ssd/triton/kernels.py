@@ -568,6 +568,7 @@ def ddt_kernel(
     vectors,
     through,
     ddt,
+    ddt_strides,
     sums,
     first,
     STEPS: tl.constexpr,
@@ -615,8 +616,8 @@ def ddt_kernel(
         by_decay += _from_here_on(tl.load(_vector(vectors[4], number, STEPS)), STEPS)
         skip += tl.load(_vector(vectors[2], number, STEPS))
     found = (by_inflow + a * by_decay) * slope
-    to = ddt + (place[1] * length + chunk[0]) * heads + head
-    to += _times(heads, STEPS, REVERSE, WIDE)
+    to = ddt + place[1] * ddt_strides[0] + chunk[0] * ddt_strides[1] + head
+    to += _times(ddt_strides[1], STEPS, REVERSE, WIDE)
     tl.store(to, found.to(ddt.dtype.element_ty), mask=chunk[1])
     sums += slot * 3 * heads + head
     tl.store(sums, tl.sum(by_decay * d, 0))
