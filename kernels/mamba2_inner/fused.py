@@ -110,7 +110,7 @@ class _Work:
         x, weight = self.piece.of(self.block.x), self.block.in_weight
         rows = x.new_empty(*x.shape[:2], self.block.padded)
         torch.mm(flat(x), weight.t(), out=flat(rows)[:, : len(weight)])
-        flat(rows)[:, len(weight) :] = 0  # what is kept is a result, the same every time
+        flat(rows)[:, len(weight) :].zero_()  # what is kept is a result, the same every time
         return rows
 
     @functools.cached_property

@@ -94,7 +94,7 @@ def along(
 def of_parameters(call: Norm, sums: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients of weight and bias from their sums (2, D), or (1, D) without a bias.
 
-    Copies: an operator's results share no memory.
+    Copies of two: an operator's results share no memory.
     """
-    dweight = sums[0].to(call.weight.dtype, copy=True)
+    dweight = sums[0].to(call.weight.dtype, copy=call.bias is not None)
     return dweight, None if call.bias is None else sums[1].to(call.bias.dtype, copy=True)

@@ -42,7 +42,7 @@ EVERY_KEEP = [
     names for count in range(len(KEEP) + 1) for names in itertools.combinations(KEEP, count)
 ]
 ALL = tuple(KEEP)
-# Dx is three products instead of one, and sums over cut pieces have another order than autograd's.
+# Sums over cut pieces have another order than autograd's.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}
 
 

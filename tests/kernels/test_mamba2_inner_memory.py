@@ -42,7 +42,7 @@ class GatedNorm:
 
 
 class StateSpace:
-    """A state per 1024 positions is kept; the backward has two per 64 in bf16, 512 MiB at most."""
+    """A state per 1024 positions is kept; the backward has two per 64 in bf16, in equal slabs."""
 
     def _marks(self, call):
         segments = call.x.shape[0] * -(-call.x.shape[1] // 1024)
@@ -52,8 +52,9 @@ class StateSpace:
         return like(call.x), call.A.new_empty(call.state_shape), self._marks(call)
 
     def backward(self, call, marks, dy, dfinal, into):
-        states = 2 * call.x.numel() // 64 * call.B.shape[3]
-        own = (like(marks), call.x.new_empty(min(states, 512 << 19)))
+        segments, states = len(marks), 2 * 16 * marks[0].numel()
+        slabs = -(-segments // ((512 << 19) // states))
+        own = (like(marks), call.x.new_empty(-(-segments // slabs) * states))
         given = (call.A, call.D, call.dt_bias, call.initial_state)
         dA, dD, dbias, dstate = map(like, given)
         del own
@@ -141,6 +142,6 @@ def test_a_small_call_keeps_all():
     assert arguments.default_keep(x, 1536, 1792) == tuple(KEEP)
 
 
-@pytest.mark.parametrize(("keep", "want"), [(BOTH, 2.21), (tuple(KEEP), 2.62)])
+@pytest.mark.parametrize(("keep", "want"), [(BOTH, 2.09), (tuple(KEEP), 2.49)])
 def test_a_batch_of_wide_rows_takes_what_the_readme_says(counter, keep, want):
     assert peak(counter, 8, 768, 1 << 13, keep) == pytest.approx(want, abs=0.006)

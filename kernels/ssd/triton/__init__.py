@@ -166,39 +166,36 @@ def _slabs(
     groups = call.B.shape[2]
     dtype = torch.float32 if plan.exact else torch.bfloat16
     segments, state = len(marks[0]), marks[0][0].numel()
-    at_once = max(1, _KEPT // (2 * plan.chunks * state * dtype.itemsize))
-    slots = min(segments, at_once) * plan.chunks
+    most = max(1, _KEPT // (2 * plan.chunks * state * dtype.itemsize))
+    at_once = -(-segments // -(-segments // most))  # in equal slabs: a short one fills no wave
+    slots = at_once * plan.chunks
     kept = tuple(call.x.new_empty((slots, *marks[0].shape[1:]), dtype=dtype) for _ in range(2))
     pairs = call.x.new_empty((slots, groups, plan.steps, plan.steps), dtype=dtype)
     vectors = tuple(run.new(slots, run.units, plan.steps) for _ in range(5))
     through = run.new(slots, run.units)
     by_channel = call.D is not None and call.D.dim() == 2
     # What every chunk adds to dA, dbias and dD; an empty chunk leaves it as it is.
-    added = run.new(slots, 3, heads)
-    of_channels = run.new(slots if by_channel else 1, heads, channels)
-    totals = [torch.zeros_like(part[0], dtype=torch.float64) for part in (added, of_channels)]
+    chunks = segments * plan.chunks
+    added = run.new(chunks, 3, heads).zero_()
+    of_channels = run.new(chunks, heads, channels).zero_() if by_channel else added
     strides = tuple(tensor.stride() for tensor in (into.x, into.B, into.C))
     to_dt = (into.dt, into.dt.stride())
     for first in range(0, segments, at_once):
-        count = min(at_once, segments - first)
-        for part in (added, of_channels):
-            part.zero_()
+        count, here = min(at_once, segments - first), slice(first * plan.chunks, None)
         for adjoint in (False, True):
             start = (marks[adjoint], through, kept, through, dinitial, first)
             run.launch("walk_kernel", run.units * count, *start, ADJOINT=adjoint, KEEP=True)
         programs = count * plan.chunks * groups
-        of_pairs = (pairs, vectors, of_channels, first)
+        of_pairs = (pairs, vectors, of_channels[here], first)
         run.launch("pairs_kernel", programs, *of_pairs, BY_CHANNEL=by_channel)
         to_z = into.x if dz is None else dz
         run.launch("out_kernel", programs, kept, pairs, vectors, to_z, into.C, strides, first)
         # The last that reads dy, over which it may write.
         run.launch("into_kernel", programs, kept, pairs, vectors, into.x, into.B, strides, first)
         programs = count * plan.chunks * heads
-        run.launch("ddt_kernel", programs, vectors, through, *to_dt, added, first)
-        for part, sums in zip((added, of_channels), totals, strict=True):
-            sums += part[: count * plan.chunks].sum(0, dtype=torch.float64)
-    dA, dbias, skip = totals[0]
-    return dA, dbias, totals[1] if by_channel else skip
+        run.launch("ddt_kernel", programs, vectors, through, *to_dt, added[here], first)
+    dA, dbias, skip = added.sum(0, dtype=torch.float64)
+    return dA, dbias, of_channels.sum(0, dtype=torch.float64) if by_channel else skip
 
 
 class _Run:
@@ -209,11 +206,10 @@ class _Run:
         _, length, heads, channels = x.shape
         self.call, self.plan, self.packed = call, _plan(call), call.cu_seqlens is not None
         self.units = heads * -(-channels // self.plan.width)
-        skip = self.new(heads, channels).zero_()
-        if call.D is not None:
-            skip += call.D.float() if call.D.dim() == 2 else call.D.float()[:, None]
-        none = self.new(heads).zero_()
-        bias = none if call.dt_bias is None else call.dt_bias.float().contiguous()
+        D = self.new(heads).zero_() if call.D is None else call.D.float()
+        skip = (D if D.dim() == 2 else D[:, None].expand(heads, channels)).contiguous()
+        bias = call.dt_bias
+        bias = self.new(heads).zero_() if bias is None else bias.float().contiguous()
         # What a kernel does not touch is given as some other tensor.
         z, dy = x if call.z is None else call.z, x if dy is None else dy
         inputs = (x, call.dt, z, call.B, call.C, dy)
