@@ -5,7 +5,8 @@
 bf16 projections, E = 2M, heads of 64 channels, one group, N 128, K 4, Mamba-2's initial steps.
 Medians of CUDA events. `peak` is all that is allocated at the worst moment of forward + backward,
 x, y and their gradients included. Variants keep more or less for the backward; `composed` is the
-public operators under autograd. `--piece-mib` measures all of them at other sizes of a piece.
+public operators under autograd. `--piece-mib` measures all of them at other sizes of a piece,
+`--profile` says which kernels a forward + backward runs and how long they take together.
 
 Floors of forward + backward: what the kernels must read and write (`bytes_ms`), matrix work of the
 projections and of SSD (`products_floor_ms`), and exponentials (`ex2_ms`: SiLU of convolution and
@@ -16,6 +17,7 @@ gate, twice each, and the decays within the chunks of SSD); nothing computed aga
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import ssd_gpu
 from benchmarks.gpu_time import milliseconds
@@ -112,6 +115,30 @@ def measure(shape: Shape, how: dict[str, Any], rounds: int) -> dict[str, float]:
     }
 
 
+def profiled(shape: Shape, how: dict[str, Any]) -> str:
+    """The kernels of a forward + backward, those that take longest first, and their sum."""
+    given: dict[str, Any] = inputs(*shape)
+    wanted, dy = list(given.values()), torch.randn_like(given["x"])
+
+    def both() -> None:
+        torch.autograd.grad(mamba2_inner(**given, **how), wanted, dy)
+
+    both()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        both()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in recorded.events() if event.device_type == on_device]
+    took: dict[str, list[float]] = {}
+    for event in kernels:
+        took.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1e3)
+    listed = sorted(took.items(), key=lambda item: -sum(item[1]))
+    total = sum(sum(times) for times in took.values())
+    lines = [f"{sum(t):8.3f} ms in {len(t):3}  {name}" for name, t in listed]
+    return "\n".join([f"{shape}: {len(kernels)} kernels and copies, {total:.3f} ms", *lines])
+
+
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:
     """Milliseconds of forward + backward."""
     dy = torch.randn_like(call())
@@ -187,19 +214,31 @@ def floors(shape: Shape) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure every row and write them down."""
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="JSON file; stdout when missing")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2], help="by number")
+    parser.add_argument("--profile", action="store_true", help="list the kernels, and no more")
     parser.add_argument(
         "--only", choices=list(VARIANTS), nargs="+", help="variants; all if missing"
     )
     parser.add_argument("--piece-mib", type=int, nargs="+", default=[PIECE_BYTES["cuda"] >> 20])
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every row and write them down."""
+    options = arguments()
+    shapes = [SHAPES[number] for number in options.shapes]
+    if options.profile:
+        for shape, variant in itertools.product(shapes, options.only or [""]):
+            print(profiled(shape, VARIANTS[variant]))
+        return
     header = {"what": "Mamba-2 block on a GPU, bf16, medians", **describe()}
     rows = []
-    for shape in SHAPES:
+    for shape in shapes:
         shared = {**floors(shape), **parts(shape, options.rounds)}
         print(shape, {k: round(v, 3) for k, v in shared.items()}, file=sys.stderr)
         peer = dict(zip(("peer_forward_backward_ms", "peer_peak_gib"), PEER[shape], strict=True))
