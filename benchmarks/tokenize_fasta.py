@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import md5, sha256
 from pathlib import Path
 from statistics import median
 
@@ -37,9 +38,8 @@ from dnassm.data import digest_code, line_code
 from dnassm.data.alphabet import Codes
 from dnassm.data.bytestream import ByteStream
 from dnassm.data.codes_file import CodesFile
-from dnassm.data.contig_digest import Hashlib
 from dnassm.data.digest_lanes import DigestLanes
-from dnassm.data.fasta import BLOCK_BYTES, read_fasta
+from dnassm.data.fasta import BLOCK_BYTES, read_blocks
 from dnassm.data.store import build_store
 
 CONTIGS = 5
@@ -88,13 +88,13 @@ def read_only(path: Path, folder: Path) -> None:
 
 def parse(path: Path, folder: Path) -> None:
     """Read, find headers, drop line ends, encode, count; no digests, nothing written."""
-    for _ in read_fasta(path, compile_code=True):
+    for _ in read_blocks(path, compile_code=True):
         pass
 
 
 def parse_by_numpy(path: Path, folder: Path) -> None:
     """The same without compiled code."""
-    for _ in read_fasta(path):
+    for _ in read_blocks(path):
         pass
 
 
@@ -116,9 +116,9 @@ def _digests(path: Path, folder: Path, contigs: int) -> None:
     with _Zeros(folder / "codes") as file:
         lanes = DigestLanes(file)
         for _ in range(contigs):
-            lanes.begin()
+            lanes.begin(file.size)
             file.size += path.stat().st_size // contigs
-            lanes.grow()
+            lanes.grow(file.size)
         lanes.drain()
 
 
@@ -134,12 +134,11 @@ def digests_of_one(path: Path, folder: Path) -> None:
 
 def hashlib(path: Path, folder: Path) -> None:
     """The same by hashlib."""
-    digest = Hashlib()
-    block = np.zeros(BLOCK_BYTES, np.uint8)
+    digests = md5(usedforsecurity=False), sha256()
+    block = memoryview(bytes(BLOCK_BYTES))
     for start in range(0, path.stat().st_size, BLOCK_BYTES):
-        part = block[: path.stat().st_size - start]
-        digest.update(part, part)
-    digest.hexdigests()
+        for digest in digests:
+            digest.update(block[: path.stat().st_size - start])
 
 
 def write(path: Path, folder: Path) -> None:

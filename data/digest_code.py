@@ -17,6 +17,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from dnassm.data.alphabet import BASE, LETTERS
 from dnassm.machine_code import Assembly, Compiled, compile_assembly, has_features, missing
 
@@ -80,25 +83,39 @@ def digest(streams: Sequence[tuple[int, int, int]], blocks: int) -> None:
     compiled("one" if lanes == 1 else "four")((_Address * (3 * lanes))(*addresses), blocks)
 
 
+def digest_rows(streams: npt.NDArray[np.uint64], blocks: npt.NDArray[np.int64]) -> None:
+    """Take LANES streams on by so many blocks each, row after row.
+
+    Args:
+        streams: (rows, 3 * LANES) addresses as in `digest`: states, what MD5 takes, what SHA-256
+            takes; of all lanes each. Lanes of a row may be the same stream.
+        blocks: (rows,) at least one each.
+    """
+    if len(blocks):
+        compiled("rows")(streams.ctypes.data, blocks.ctypes.data, len(blocks))
+
+
 def spell(codes: int, letters: int, blocks: int) -> None:
     """Write the upper-case letters of codes that no U was, from one address to the other."""
     compiled("spell")(codes, letters, blocks)
 
 
-def compiled(name: Literal["one", "four", "spell"]) -> Callable[..., None]:
+def compiled(name: Literal["one", "four", "rows", "spell"]) -> Callable[..., None]:
     """A function; compiled where it is asked for first."""
-    return _compiled(name).functions[name]
+    return _compiled("four" if name == "rows" else name).functions[name]
 
 
 @functools.cache
 def _compiled(name: str) -> Compiled:
+    one, two = ((*[ctypes.c_void_p] * addresses, ctypes.c_int64) for addresses in (1, 2))
     if name == "spell":
-        text, addresses = _spell(), 2
+        text, functions = _spell(), {"spell": two}
+    elif name == "one":
+        text, functions = _digest(name, 1), {"one": one}
     else:
-        text, addresses = _digest(name, 1 if name == "one" else LANES), 1
-    arguments = (*[ctypes.c_void_p] * addresses, ctypes.c_int64)
+        text, functions = _digest(name, LANES) + _rows(), {"four": one, "rows": two}
     # The optimiser would move the constants of MD5 to where they are waited for.
-    return compile_assembly(_DECLARATIONS + text, {name: arguments}, passes="none")
+    return compile_assembly(_DECLARATIONS + text, functions, passes="none")
 
 
 def _digest(name: str, lanes: int) -> str:
@@ -133,6 +150,15 @@ def _digest(name: str, lanes: int) -> str:
         f"{carried}\n%offset = shl i64 %block, 6\n{code}",
         str(end),
     )
+
+
+def _rows() -> str:
+    """The loop over rows of streams."""
+    code = Assembly()
+    streams = code.at("%streams", code.value(f"mul i64 %block, {8 * 3 * LANES}"))
+    count = code.load("i64", code.at("%counts", code.value("shl i64 %block, 3")))
+    code.write(f"call void @four(ptr {streams}, i64 {count})")
+    return _loop("rows(ptr %streams, ptr %counts, i64 %blocks)", "", str(code), "")
 
 
 def _loop(signature: str, start: str, body: str, end: str) -> str:

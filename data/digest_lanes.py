@@ -61,17 +61,17 @@ class DigestLanes:
         self._rows = rows[:, 0]
         self._places = [(codes.ctypes.data, letters.ctypes.data) for codes, letters in rows]
 
-    def begin(self) -> Interleaved:
-        """Another contig, from the end of the file on."""
+    def begin(self, at: int) -> Interleaved:
+        """Another contig, from byte `at` of the file on."""
         self._end()
-        self._growing = _Contig(Interleaved(), self._file.size, self._file.size)
+        self._growing = _Contig(Interleaved(), at, at)
         self._coming.append(self._growing)
         return self._growing.digest
 
-    def grow(self) -> None:
-        """The contig that was begun last now reaches to the end of the file."""
+    def grow(self, end: int) -> None:
+        """The contig that was begun last now reaches to byte `end` of the file."""
         if self._growing is not None:
-            self._growing.end = self._file.size
+            self._growing.end = end
 
     def run(self, turns: int, *, eager: bool) -> None:
         """Take a row of each of LANES contigs, so many times or until no more wait.

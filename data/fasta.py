@@ -19,14 +19,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, Codes
 from dnassm.data.bytestream import ByteStream
-from dnassm.data.encoder import BaseCounts, NotABaseError
-from dnassm.data.line_code import AHEAD, WHITE
-from dnassm.data.line_encoder import line_encoder
+from dnassm.data.encoder import COUNTS, BaseCounts, NotABaseError
+from dnassm.data.line_code import AHEAD, TOTALS, WHITE
+from dnassm.data.line_encoder import Encoded, line_encoder
 from dnassm.data.sniff import looks_like
 from dnassm.errors import FormatError
 
@@ -35,10 +37,10 @@ BLOCK_BYTES = 3 << 18
 larger ones leave the cache."""
 _MAX_HEADER_BYTES = 1 << 20
 _NEWLINE, _GREATER = 10, ord(">")
+_LETTERS = bytes(int(byte) for byte in np.flatnonzero(ASCII_TO_CODE != NO_BASE))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The line that begins a contig."""
 
     name: str
@@ -58,7 +60,49 @@ class Bases:
     counts: BaseCounts
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """The contigs of one block of a file; the arrays are valid until the next one.
+
+    A contig may begin in one block and end in another one. The first stretch of a block belongs to
+    the contig whose header came last before it, and each other one to a header of `headers`.
+    """
+
+    headers: list[Header]
+    codes: Codes
+    """(n,) uint8 as in a store, all stretches one behind the other."""
+    upper: Codes
+    """(n,) uint8 ASCII, the letters as written but in upper case."""
+    ends: npt.NDArray[np.int64]
+    """(1 + headers,) where each stretch ends in `codes`; some may be empty."""
+    counts: npt.NDArray[np.int64]
+    """(1 + headers, len(COUNTS)) of each stretch."""
+
+
 def read_fasta(
+    path: Path,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    compile_code: bool = False,
+    on_end: Callable[[str | None], None] | None = None,
+) -> Iterator[Header | Bases]:
+    """Yield each header and then the bases that belong to it, as they stand in `read_blocks`.
+
+    For the arguments and errors see there.
+    """
+    blocks = read_blocks(path, block_bytes=block_bytes, compile_code=compile_code, on_end=on_end)
+    for block in blocks:
+        start = 0
+        for number, (end, counts) in enumerate(zip(block.ends, block.counts, strict=True)):
+            if number:
+                yield block.headers[number - 1]
+            if end > start:
+                letters = block.codes[start:end], block.upper[start:end]
+                yield Bases(*letters, BaseCounts(*counts.tolist()))
+            start = end
+
+
+def read_blocks(
     path: Path,
     *,
     block_bytes: int = BLOCK_BYTES,
@@ -66,8 +110,8 @@ def read_fasta(
     compile_code: bool = False,
     progress: Callable[[int], None] | None = None,
     on_end: Callable[[str | None], None] | None = None,
-) -> Iterator[Header | Bases]:
-    """Yield each header and then the bases that belong to it, in blocks of at most `block_bytes`.
+) -> Iterator[Block]:
+    """Yield what stands in blocks of at most `block_bytes` of the file.
 
     Args:
         path: plain, gzip or bgzip FASTA.
@@ -85,10 +129,12 @@ def read_fasta(
         _check_head(path, stream.head)
         parser = _Parser(path, block_bytes, compile_code=compile_code)
         while filled := stream.readinto(parser.room):
-            yield from parser.parse(filled)
+            block = parser.parse(filled)
+            if block is not None:
+                yield block
             if progress is not None:
                 progress(stream.position)
-        yield from parser.finish()
+        parser.finish()
         if on_end is not None:
             on_end(stream.sha256())
 
@@ -116,7 +162,7 @@ def _check_head(path: Path, head: bytes) -> None:
 
 
 class _Parser:
-    """Where in the file we are: before the first header, in a header or among bases."""
+    """Where in the file we are: in a header or among bases, and of which contig."""
 
     def __init__(self, path: Path, block_bytes: int, *, compile_code: bool) -> None:
         self.path = path
@@ -131,34 +177,71 @@ class _Parser:
         self.header: Header | None = None
         self.bases = 0
 
-    def parse(self, filled: int) -> Iterator[Header | Bases]:
-        """Yield what the first `filled` bytes of the buffer complete."""
-        at = 0
-        while at < filled:
-            if self.in_header:
-                at, header = self._read_header(at, filled)
-                if header is not None:
-                    yield header
-                continue
-            end = self._next_header(at, filled)
-            if end > at:
-                bases = self._read_bases(at, end)
-                if bases is not None:
-                    yield bases
-                self.at_line_start = self.buffer[end - 1] == _NEWLINE
-            if end < filled:
-                self._check_has_bases()
-                self.in_header = True
-                end += 1
-            at = end
+    def parse(self, filled: int) -> Block | None:
+        """What the first `filled` bytes of the buffer complete; None if only part of a header.
 
-    def finish(self) -> Iterator[Header]:
-        """Yield a header that the end of the file cut off, then check that nothing is missing."""
+        Whatever is wrong is said in the order of the file, however the blocks are cut.
+        """
+        spans, raw_headers = self._divide(filled)
+        if not spans:
+            self._check_header_size(self.raw_header)
+            return None
+        if self.header is None:
+            self._check_blank(*spans[0])
+        wrong = None
+        try:
+            encoded = self.encoder.encode(self.text, spans)
+        except NotABaseError:
+            wrong = next(span for span in spans if self._wrong_bytes(*span))
+            before = spans.index(wrong)
+            encoded = self.encoder.encode(self.text, [*spans[:before], (0, 0)])
+            raw_headers = raw_headers[:before]
+        line = self.line
+        headers = self._read_headers(raw_headers, encoded)
+        if wrong is not None:
+            raise self._not_a_base(*wrong, line)
         if self.in_header:
-            yield self._header()
+            self._check_has_bases()
+            self._check_header_size(self.raw_header)
+        codes, upper, totals = encoded
+        counts = totals[:, -len(COUNTS) :]
+        return Block(headers, codes, upper, totals[:, TOTALS.index("bases")].cumsum(), counts)
+
+    def finish(self) -> None:
+        """Check that nothing is missing at the end of the file."""
+        if self.in_header:
+            self._read_header(bytes(self.raw_header))
         self._check_has_bases()
         if self.header is None:
             raise FormatError(f"{self.path} holds no FASTA header '>NAME'; is it the right file?")
+
+    def _divide(self, filled: int) -> tuple[list[tuple[int, int]], list[bytes]]:
+        """Where the stretches of bases begin and end, and the headers between them.
+
+        A header that the end of the block cuts is kept for the next one.
+        """
+        spans: list[tuple[int, int]] = []
+        raw_headers: list[bytes] = []
+        end = -1  # of a header that the block before has begun
+        if not self.in_header:
+            end = self._next_header(0, filled)
+            spans.append((0, end))
+            self.in_header = end < filled
+        while self.in_header:
+            newline = self.buffer.find(b"\n", end + 1, filled)
+            self.raw_header += self.buffer[end + 1 : newline if newline >= 0 else filled]
+            if newline < 0:
+                return spans, raw_headers
+            if not spans:
+                spans.append((0, 0))
+            raw_headers.append(bytes(self.raw_header))
+            self.raw_header.clear()
+            self.at_line_start = True
+            end = self._next_header(newline + 1, filled)
+            spans.append((newline + 1, end))
+            self.in_header = end < filled
+        self.at_line_start = self.buffer[filled - 1] == _NEWLINE
+        return spans, raw_headers
 
     def _next_header(self, at: int, filled: int) -> int:
         """Index of the next '>' that begins a line, or `filled`."""
@@ -170,25 +253,30 @@ class _Parser:
             found = self.buffer.find(b">", found + 1, filled)
         return filled
 
-    def _read_header(self, at: int, filled: int) -> tuple[int, Header | None]:
-        end = self.buffer.find(b"\n", at, filled)
-        self.raw_header += self.buffer[at : end if end >= 0 else filled]
-        if len(self.raw_header) > _MAX_HEADER_BYTES:
+    def _read_headers(self, raw_headers: list[bytes], encoded: Encoded) -> list[Header]:
+        """Count lines and bases of the stretches; read the header behind each but the last one."""
+        columns = (TOTALS.index(name) for name in ("bases", "lines"))
+        bases, lines = (encoded.totals[:, column].tolist() for column in columns)
+        headers = []
+        for raw, here, ends in zip(raw_headers, bases[:-1], lines[:-1], strict=True):
+            self.bases += here
+            self.line += ends
+            headers.append(self._read_header(raw))
+        self.bases += bases[-1]
+        self.line += lines[-1]
+        return headers
+
+    def _check_header_size(self, raw: bytes | bytearray) -> None:
+        if len(raw) > _MAX_HEADER_BYTES:
             raise FormatError(
                 f"{self.path}, line {self.line}: expected a header of at most "
                 f"{_MAX_HEADER_BYTES:,} bytes, got more; is it FASTA?"
             )
-        if end < 0:
-            return filled, None
-        header = self._header()
-        self.in_header = False
-        self.raw_header.clear()
-        self.line += 1
-        self.at_line_start = True
-        return end + 1, header
 
-    def _header(self) -> Header:
-        raw = bytes(self.raw_header)
+    def _read_header(self, raw: bytes) -> Header:
+        """The contig before ends; another one begins."""
+        self._check_has_bases()
+        self._check_header_size(raw)
         where = f"{self.path}, line {self.line}"
         try:
             text = raw.decode("utf-8").strip()
@@ -210,6 +298,7 @@ class _Parser:
             raise FormatError(f"{where}: contig name {name!r} holds control characters; rename it")
         self.header = Header(name, description, self.line)
         self.bases = 0
+        self.line += 1
         return self.header
 
     def _check_has_bases(self) -> None:
@@ -219,19 +308,6 @@ class _Parser:
                 "bases after the header, got none; is the file complete? If so, delete the header"
             )
 
-    def _read_bases(self, start: int, end: int) -> Bases | None:
-        if self.header is None:
-            self._check_blank(start, end)
-            return None
-        text = self.text[start:end]
-        try:
-            encoded, lines = self.encoder.encode(text)
-        except NotABaseError:
-            raise self._not_a_base(text.tobytes(), self.header.name) from None
-        self.line += lines
-        self.bases += encoded[0].size
-        return Bases(*encoded) if encoded[0].size else None
-
     def _check_blank(self, start: int, end: int) -> None:
         text = bytes(self.buffer[start:end])
         if text.strip(WHITE):
@@ -239,15 +315,19 @@ class _Parser:
                 f"{self.path}, line {self.line + _leading_lines(text)}: expected a FASTA header "
                 f"'>NAME', got {_shown(text.lstrip(WHITE)[:1])}"
             )
-        self.line += text.count(b"\n")
 
-    def _not_a_base(self, text: bytes, contig: str) -> FormatError:
-        allowed = {int(code) for code in np.flatnonzero(ASCII_TO_CODE != NO_BASE)} | set(WHITE)
-        at = next(index for index, byte in enumerate(text) if byte not in allowed)
-        line = self.line + text.count(b"\n", 0, at)
+    def _wrong_bytes(self, start: int, end: int) -> bytes:
+        return bytes(self.buffer[start:end]).translate(None, _LETTERS + WHITE)
+
+    def _not_a_base(self, start: int, end: int, line: int) -> FormatError:
+        """Say what is wrong in this stretch, whose header came last, of a block from `line` on."""
+        wrong = self._wrong_bytes(start, end)[0]
+        at = self.buffer.index(wrong, start)
+        line += self.buffer.count(b"\n", 0, at)
+        contig = None if self.header is None else self.header.name
         return FormatError(
             f"{self.path}, line {line}, contig {contig!r}: expected DNA letters "
-            f"(A C G T U N and IUPAC), got {_named(text[at])}"
+            f"(A C G T U N and IUPAC), got {_named(wrong)}"
         )
 
 

@@ -11,15 +11,17 @@ import ctypes
 import functools
 
 from dnassm.data.alphabet import ASCII_TO_CODE, NO_BASE, SOFT_MASK, Codes, N
+from dnassm.data.encoder import COUNTS
 from dnassm.machine_code import Assembly, Compiled, compile_assembly, missing
 
 AHEAD = 64
 """Bytes behind the text that are read, and behind the bases that are written."""
 WHITE = b" \t\n\x0b\x0c\r"
-TOTALS = ("bases", "end", "lines", "soft_masked", "A", "C", "G", "T", "N", "U", "iupac")
+TOTALS = ("bases", "end", "lines", *COUNTS)
 """What the pass counts; `end` are the bytes that were read: fewer than given before a wrong one."""
 
 _PLAIN, _WHITE = 0x7D, 0x7E
+_WRITTEN = ("upper", "codes")
 _U = 0x10
 """Bit of the code of U in the table."""
 _V, _BITS = "<64 x i8>", "<64 x i1>"
@@ -42,15 +44,18 @@ KINDS = _kinds()
 
 @functools.cache
 def compiled() -> Compiled | None:
-    """The function ``encode(text, size, upper, codes, kinds, totals)``; None without a compiler.
+    """The function ``encode_all(text, spans, count, upper, codes, kinds, totals)``, or None.
 
-    All but `size` are addresses; `totals` are int64, one for each of TOTALS, and are overwritten.
+    All but `count` are addresses. A span is where a stretch of the text begins and ends, int64; a
+    row of `totals`, one int64 for each of TOTALS, is written for each span, up to the first one
+    that holds a wrong byte.
     """
     if missing():
         return None
     pointer = ctypes.c_void_p
-    arguments = (pointer, ctypes.c_int64, pointer, pointer, pointer, pointer)
-    return compile_assembly(_module(), {"encode": arguments}, passes="variables")
+    arguments = (pointer, pointer, ctypes.c_int64, pointer, pointer, pointer, pointer)
+    module = _module() + _encode_all()
+    return compile_assembly(module, {"encode_all": arguments}, passes="variables")
 
 
 def _module() -> str:
@@ -75,6 +80,37 @@ def _module() -> str:
           {_one()}
         finish:
           {finish}
+          ret void
+        }}
+    """
+
+
+def _encode_all() -> str:
+    """One span after the other; the bases of each stand behind those of the one before."""
+    code = Assembly("all")
+    span = code.at("%spans", code.value("shl i64 %number, 4"))
+    start, end = code.load("i64", span), code.load("i64", span, 8)
+    size = code.value(f"sub i64 {end}, {start}")
+    row = code.at("%totals", code.value(f"mul i64 %number, {8 * len(TOTALS)}"))
+    places = (code.at("%text", start), *(code.at(f"%{name}", "%done") for name in _WRITTEN))
+    text, upper, codes = (f"ptr {place}" for place in places)
+    code.write(f"call void @encode({text}, i64 {size}, {upper}, {codes}, ptr %kinds, ptr {row})")
+    code.write(f"%sum = add i64 %done, {code.load('i64', row)}")
+    read = code.load("i64", row, 8 * TOTALS.index("end"))
+    code.write(f"%next = add i64 %number, 1\n%is_right = icmp eq i64 {read}, {size}")
+    code.write("%is_more = icmp slt i64 %next, %count\n%goes_on = and i1 %is_right, %is_more")
+    return f"""
+        define void @encode_all(
+          ptr %text, ptr %spans, i64 %count, ptr %upper, ptr %codes, ptr %kinds, ptr %totals
+        ) {{
+        entry:
+          br label %loop
+        loop:
+          %number = phi i64 [0, %entry], [%next, %loop]
+          %done = phi i64 [0, %entry], [%sum, %loop]
+          {code}
+          br i1 %goes_on, label %loop, label %finish
+        finish:
           ret void
         }}
     """

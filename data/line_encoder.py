@@ -6,29 +6,45 @@ Two ways with one answer: numpy, whose passes need no preparation, and one pass 
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from dnassm.data.alphabet import Codes
-from dnassm.data.encoder import BaseCounts, BlockEncoder, NotABaseError
+from dnassm.data.alphabet import BASE, SOFT_MASK, Codes, N
+from dnassm.data.encoder import BlockEncoder, NotABaseError
 from dnassm.data.line_code import AHEAD, KINDS, TOTALS, WHITE, compiled
 from dnassm.machine_code import Compiled
 
 _NEWLINE, _RETURN = 10, 13
+_BASES, _END, _LINES, _COUNTS = range(4)
+"""Columns of TOTALS; from the last one on stand the counts."""
 _FEW = 4096
 """Below this many bytes the general way is faster than looking for a fixed line width."""
 
-Encoded = tuple[Codes, Codes, BaseCounts]
-"""Codes (n,), upper-case ASCII (n,), counts; the arrays are valid until the next call."""
+_Strip = Callable[[Codes, Codes], tuple[int, int]]
+
+
+class Encoded(NamedTuple):
+    """The bases of all stretches, one behind the other; valid until the next call."""
+
+    codes: Codes
+    """(n,)"""
+    upper: Codes
+    """(n,) ASCII, the letters in upper case."""
+    totals: npt.NDArray[np.int64]
+    """(stretches, len(TOTALS))"""
 
 
 class LineEncoder(ABC):
     """Encodes text of up to a number of bytes at a time, in buffers that are reused."""
 
     @abstractmethod
-    def encode(self, text: Codes) -> tuple[Encoded, int]:
-        """What the bases of `text` are, and the line ends in it.
+    def encode(self, text: Codes, spans: Sequence[tuple[int, int]]) -> Encoded:
+        """What the bases of stretches ``[start, end)`` of `text` are, which do not overlap.
 
         AHEAD bytes behind the text must belong to the same memory; what they are does not matter.
 
@@ -47,21 +63,19 @@ class CompiledLines(LineEncoder):
     """By `code`."""
 
     def __init__(self, capacity: int, code: Compiled) -> None:
-        self._encode = code.functions["encode"]
+        self._encode_all = code.functions["encode_all"]
         self._upper, self._codes = np.zeros((2, capacity + AHEAD), dtype=np.uint8)
-        self._totals = np.zeros(len(TOTALS), dtype=np.int64)
 
-    def encode(self, text: Codes) -> tuple[Encoded, int]:
+    def encode(self, text: Codes, spans: Sequence[tuple[int, int]]) -> Encoded:
         """In one pass."""
-        upper, codes, kinds, totals = (
-            array.ctypes.data for array in (self._upper, self._codes, KINDS, self._totals)
-        )
-        self._encode(text.ctypes.data, text.size, upper, codes, kinds, totals)
-        found = dict(zip(TOTALS, self._totals.tolist(), strict=True))
-        bases, end, lines = (found.pop(name) for name in ("bases", "end", "lines"))
-        if end < text.size:
+        table = np.array(spans, dtype=np.int64)
+        totals = np.zeros((len(spans), len(TOTALS)), dtype=np.int64)
+        into = (array.ctypes.data for array in (self._upper, self._codes, KINDS, totals))
+        self._encode_all(text.ctypes.data, table.ctypes.data, len(spans), *into)
+        if np.any(totals[:, _END] < table[:, 1] - table[:, 0]):
             raise NotABaseError
-        return (self._codes[:bases], self._upper[:bases], BaseCounts(**found)), lines
+        bases = int(totals[:, _BASES].sum())
+        return Encoded(self._codes[:bases], self._upper[:bases], totals)
 
 
 class ArrayLines(LineEncoder):
@@ -70,14 +84,36 @@ class ArrayLines(LineEncoder):
     def __init__(self, capacity: int) -> None:
         self._encoder = BlockEncoder(capacity)
 
-    def encode(self, text: Codes) -> tuple[Encoded, int]:
+    def encode(self, text: Codes, spans: Sequence[tuple[int, int]]) -> Encoded:
         """By the width of the lines if they have one."""
-        bases, lines = _strip_lines(text, self._encoder.letters)
         try:
-            return self._encoder.encode(bases), lines
+            return self._encode(text, spans, _strip_lines)
         except NotABaseError:  # or white space between regular lines, which the general way drops
-            bases, lines = _strip_any(text, self._encoder.letters)
-            return self._encoder.encode(bases), lines
+            return self._encode(text, spans, _strip_any)
+
+    def _encode(self, text: Codes, spans: Sequence[tuple[int, int]], strip: _Strip) -> Encoded:
+        totals = np.zeros((len(spans), len(TOTALS)), dtype=np.int64)
+        at = 0
+        for row, (start, end) in zip(totals, spans, strict=True):
+            bases, lines = strip(text[start:end], self._encoder.letters[at:])
+            row[_BASES], row[_END], row[_LINES] = bases, end - start, lines
+            at += bases
+        codes, upper, counts = self._encoder.encode(at)
+        with_bases = np.flatnonzero(totals[:, _BASES])
+        if with_bases.size == 1:
+            totals[with_bases, _COUNTS:] = dataclasses.astuple(counts)
+        elif with_bases.size:
+            sizes = totals[with_bases, _BASES]
+            totals[with_bases, _COUNTS:] = _count_each(codes, upper, sizes.cumsum() - sizes)
+        return Encoded(codes, upper, totals)
+
+
+def _count_each(codes: Codes, upper: Codes, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Counts (stretches, len(COUNTS)) of stretches that begin at `starts`, none of them empty."""
+    bases = codes & BASE
+    kinds = [bases == code for code in range(N + 1)]
+    flags = [*kinds, bases > N, codes >= SOFT_MASK, upper == ord("U")]
+    return np.stack([np.add.reduceat(each, starts, dtype=np.int64) for each in flags], axis=1)
 
 
 def _strip_lines(text: Codes, letters: Codes) -> tuple[int, int]:

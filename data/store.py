@@ -64,6 +64,7 @@ class GenomeStore(Genome):
         header = read_lines(folder / _HEADER)
         _check_version(folder, header)
         try:
+            _check_contigs(header["contigs"])
             for part in PARTS:
                 header["splits"][part] = [Interval(*entry) for entry in header["splits"][part]]
             store = cls(folder, header)
@@ -246,7 +247,8 @@ class _Joined:
             if contig.name in self._seen:
                 raise twice(contig.name, where, self._seen[contig.name])
             self._seen[contig.name] = where
-            self.contigs.append(contig._replace(offset=self._length))
+            moves = contig.offset != self._length
+            self.contigs.append(contig._replace(offset=self._length) if moves else contig)
             self._length += contig.length
         self.sources.append(part.source)
 
@@ -301,7 +303,10 @@ def _header(
 def _as_lines(header: Mapping[str, Any]) -> dict[str, Any]:
     """The header as JSON has it, a line per contig and interval."""
     splits = header["splits"]
-    lines = {part: (json.dumps([i.contig, i.start, i.end]) for i in splits[part]) for part in PARTS}
+    lines = {
+        part: (f"[{json.dumps(i.contig)}, {i.start}, {i.end}]" for i in splits[part])
+        for part in PARTS
+    }
     contigs = map(StoredContig.json, header["contigs"])
     return {**header, "contigs": contigs, "splits": {**splits, **lines}}
 
@@ -327,6 +332,12 @@ def _check_version(folder: Path, header: Any) -> None:
             f"{folder}: a store of version {version}, this dnassm reads up to {VERSION}; "
             "update dnassm, or tokenize the genome again"
         )
+
+
+def _check_contigs(contigs: Sequence[object]) -> None:
+    for number, contig in enumerate(contigs, 1):
+        if not isinstance(contig, StoredContig):
+            raise ValueError(f"contig number {number} has unexpected keywords or values")
 
 
 def _check_header(store: GenomeStore) -> None:

@@ -11,6 +11,8 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import itertools
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -20,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dnassm.data.alphabet import Codes
 from dnassm.data.codes_file import CodesFile
-from dnassm.data.contig_digest import ContigDigest, Hashlib, Interleaved
+from dnassm.data.contig_digest import Hashlib, Interleaved
+from dnassm.data.digest_batch import digest_each
 from dnassm.data.digest_code import can_compile
 from dnassm.data.digest_lanes import DigestLanes
-from dnassm.data.encoder import BaseCounts
-from dnassm.data.fasta import Bases, Header, read_fasta
+from dnassm.data.encoder import COUNTS
+from dnassm.data.fasta import Block, read_blocks
 from dnassm.data.genome import genome_digest
 from dnassm.data.store_header import StoredContig
 from dnassm.errors import FormatError
@@ -72,33 +76,24 @@ def write_part(
         FormatError: it is no DNA FASTA, or the name of a contig occurs twice.
         ArtifactError: it cannot be read.
     """
-    drafts: dict[str, _Draft] = {}
-    draft: _Draft | None = None
+    drafts = _Drafts(path)
     compile_code = path.stat().st_size >= WORTH_COMPILING
     file_digest: list[str | None] = []
-    start = codes.size
     with _digests(codes, threads=threads, compile_code=compile_code) as digests:
-        items = read_fasta(
+        blocks = read_blocks(
             path,
             threads=threads,
             compile_code=compile_code,
             progress=progress,
             on_end=file_digest.append,
         )
-        for item in items:
-            if isinstance(item, Header):
-                if item.name in drafts:
-                    first = f"{path}, line {drafts[item.name].header.line}"
-                    raise twice(item.name, f"{path}, line {item.line}", first)
-                draft = drafts[item.name] = _Draft(item, codes.size - start, digests.begin())
-            elif draft is not None:
-                draft.count(item)
-                codes.append(item.codes.data)
-                digests.take(item)
-        digests.finish()
-    contigs = [draft.contig() for draft in drafts.values()]
-    lines = [draft.header.line for draft in drafts.values()]
-    return Part(contigs, lines, _source(path, file_digest[0], contigs))
+        for block in blocks:
+            drafts.take(block)
+            start = codes.size
+            codes.append(block.codes.data)
+            digests.take(block, start)
+        contigs = drafts.contigs(digests.finish())
+    return Part(contigs, list(drafts.lines.values()), _source(path, file_digest[0], contigs))
 
 
 def usable_cores() -> int:
@@ -116,31 +111,41 @@ def twice(name: str, where: str, first: str) -> FormatError:
     )
 
 
-class _Draft:
-    """A contig whose bases are still coming."""
+class _Drafts:
+    """What is known of the contigs of a file but for their digests."""
 
-    def __init__(self, header: Header, offset: int, digest: ContigDigest) -> None:
-        self.header = header
-        self.offset = offset
-        self.digest = digest
-        self.length = 0
-        self.counts = BaseCounts()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.lines: dict[str, int] = {}
+        """Line of the header by name."""
+        self._descriptions: list[str] = []
+        self._counts = [np.zeros((1, len(COUNTS)), dtype=np.int64)]
+        """Rows of the contigs of each block, behind one that no contig has."""
 
-    def count(self, bases: Bases) -> None:
-        self.length += bases.codes.size
-        self.counts.add(bases.counts)
+    def take(self, block: Block) -> None:
+        """Take what a block holds; raises FormatError where a name was there before."""
+        for name, description, line in block.headers:
+            if name in self.lines:
+                first = f"{self._path}, line {self.lines[name]}"
+                raise twice(name, f"{self._path}, line {line}", first)
+            self.lines[name] = line
+            self._descriptions.append(description)
+        self._counts[-1][-1] += block.counts[0]
+        if block.headers:
+            self._counts.append(block.counts[1:].astype("<i8"))
 
-    def contig(self) -> StoredContig:
-        md5, sha256 = self.digest.hexdigests()
-        return StoredContig(
-            name=self.header.name,
-            description=self.header.description,
-            offset=self.offset,
-            length=self.length,
-            sha256=sha256,
-            md5=md5,
-            packed=np.array(dataclasses.astuple(self.counts), "<i8").tobytes(),
+    def contigs(self, digests: list[tuple[str, str]]) -> list[StoredContig]:
+        """All of them, with these digests."""
+        counts = np.concatenate(self._counts)[1:]
+        lengths = counts[:, : COUNTS.index("soft_masked")].sum(axis=1)
+        starts = lengths.cumsum() - lengths
+        columns = zip(
+            self.lines, self._descriptions, starts.tolist(), lengths.tolist(), strict=True
         )
+        return [
+            StoredContig(*facts, sha256, md5, row.tobytes())
+            for facts, (md5, sha256), row in zip(columns, digests, counts, strict=True)
+        ]
 
 
 class _Behind:
@@ -163,7 +168,7 @@ class _Behind:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def call(self, function: Callable[..., object], *arrays: Codes) -> None:
+    def call(self, function: Callable[..., object], *arrays: npt.NDArray[Any]) -> None:
         """Call `function` with copies of the arrays, or with them at once if that is cheaper."""
         self._settle(_AHEAD - 1)
         if self._pool is None or (arrays[0].size < _SMALL and not self._pending):
@@ -190,19 +195,15 @@ class _Behind:
 
 
 class _Digests(ABC):
-    """The digests of one contig after the other; they are right after `finish`."""
+    """The digests of one contig after the other."""
 
     @abstractmethod
-    def begin(self) -> ContigDigest:
-        """Those of another contig."""
+    def take(self, block: Block, start: int) -> None:
+        """Take a block, whose codes are in the file already, from byte `start` on."""
 
     @abstractmethod
-    def take(self, bases: Bases) -> None:
-        """Take more bases of the contig that was begun last; they are in the file already."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Take what still waits."""
+    def finish(self) -> list[tuple[str, str]]:
+        """MD5 and SHA-256 of each contig."""
 
 
 @contextlib.contextmanager
@@ -220,49 +221,78 @@ class _AtOnce(_Digests):
     def __init__(self, behind: _Behind, other: _Behind) -> None:
         self._behind = behind
         self._other = other
-        self._digest = Hashlib()
+        self._md5 = Hashlib(functools.partial(hashlib.md5, usedforsecurity=False))
+        self._sha256 = Hashlib(hashlib.sha256)
 
-    def begin(self) -> ContigDigest:
-        self._digest = Hashlib()
-        return self._digest
+    def take(self, block: Block, start: int) -> None:
+        self._behind.call(self._md5.take, block.upper, block.ends)
+        self._other.call(self._sha256.take, block.codes, block.ends)
 
-    def take(self, bases: Bases) -> None:
-        self._behind.call(self._digest.md5.update, bases.upper)
-        self._other.call(self._digest.sha256.update, bases.codes)
-
-    def finish(self) -> None:
+    def finish(self) -> list[tuple[str, str]]:
         self._behind.wait()
         self._other.wait()
+        return list(zip(self._md5.finish(), self._sha256.finish(), strict=True))
 
 
 class _Later(_Digests):
-    """From the file, several contigs at a time; in a thread as soon as anything waits.
+    """Contigs that are short, and in one block, at once; the others later, from the file.
 
-    The codes do not tell U from T: from its first U on a contig is digested block after block.
+    Those several at a time; in a thread as soon as anything waits. The codes do not tell U from T:
+    from its first U on such a contig is digested block after block.
     """
 
     def __init__(self, behind: _Behind, lanes: DigestLanes) -> None:
         self._behind = behind
         self._lanes = lanes
-        self._digest = Interleaved()
+        self._found: list[tuple[str, str]] = []
+        self._long: dict[int, Interleaved] = {}
+        """By their place in `_found`."""
         self._has_u = False
 
-    def begin(self) -> ContigDigest:
-        self._digest = self._lanes.begin()
-        self._has_u = False
-        return self._digest
+    def take(self, block: Block, start: int) -> None:
+        bounds = [0, *block.ends.tolist()]
+        us = block.counts[:, COUNTS.index("U")].tolist()
+        first = len(self._found) - 1
+        self._found += [("", "")] * len(block.headers)
+        short = []
+        for number, span in enumerate(itertools.pairwise(bounds)):
+            is_whole = 0 < number < len(block.headers)
+            if is_whole and span[1] - span[0] < _SMALL:
+                short.append((first + number, *span))
+                continue
+            if number:
+                self._long[first + number] = self._lanes.begin(start + span[0])
+                self._has_u = False
+            if span[1] > span[0]:
+                self._grow(block, *span, start, has_u=us[number] > 0)
+        if short:
+            self._behind.call(self._take_short, block.upper, block.codes, np.array(short))
+        self._behind.wake(self._run)
 
-    def take(self, bases: Bases) -> None:
-        if bases.counts.U and not self._has_u:
-            self.finish()
+    def finish(self) -> list[tuple[str, str]]:
+        self._drain()
+        for place, digest in self._long.items():
+            self._found[place] = digest.hexdigests()
+        return self._found
+
+    def _grow(self, block: Block, begin: int, end: int, start: int, *, has_u: bool) -> None:
+        """The contig that was begun last goes on with this stretch of a block."""
+        if has_u and not self._has_u:
+            self._drain()
             self._has_u = True
         if self._has_u:
-            self._digest.update(bases.upper, bases.codes)
+            digest = next(reversed(self._long.values()))
+            digest.update(block.upper[begin:end], block.codes[begin:end])
         else:
-            self._lanes.grow()
-            self._behind.wake(self._run)
+            self._lanes.grow(start + end)
 
-    def finish(self) -> None:
+    def _take_short(self, upper: Codes, codes: Codes, contigs: npt.NDArray[np.int64]) -> None:
+        """Rows of `contigs` are a place in `_found`, and where the contig begins and ends."""
+        digests = digest_each(upper, codes, contigs[:, 1:])
+        for place, digest in zip(contigs[:, 0].tolist(), digests, strict=True):
+            self._found[place] = digest
+
+    def _drain(self) -> None:
         self._behind.wait()
         self._lanes.drain()
 

@@ -52,10 +52,10 @@ def check(folder, lengths, *, piece: int, eager: bool, before: int = 0) -> None:
         lanes = DigestLanes(file)
         digests = []
         for codes in contigs:
-            digests.append(lanes.begin())
+            digests.append(lanes.begin(file.size))
             for start in range(0, codes.size, piece):
                 file.append(codes[start : start + piece].data)
-                lanes.grow()
+                lanes.grow(file.size)
                 lanes.run(1000, eager=eager)
         lanes.drain()
     assert [digest.hexdigests() for digest in digests] == [by_hashlib(codes) for codes in contigs]
@@ -90,9 +90,9 @@ def test_nothing_is_taken_before_there_is_a_choice_but_it_is_then(tmp_path):
         digests = []
         for number in range(LANES):
             assert all(digest.state.tolist() == digests[0].state.tolist() for digest in digests)
-            digests.append(lanes.begin())
+            digests.append(lanes.begin(file.size))
             file.append(contig(2 * ROW, number).data)
-            lanes.grow()
+            lanes.grow(file.size)
             lanes.run(1, eager=False)
     assert len({tuple(digest.state.tolist()) for digest in digests}) == LANES
 
@@ -122,10 +122,10 @@ def test_a_thread_that_digests_while_another_one_writes(tmp_path):
         thread.start()
         digests = []
         for codes in contigs:
-            digests.append(lanes.begin())
+            digests.append(lanes.begin(file.size))
             for start in range(0, codes.size, 900):
                 file.append(codes[start : start + 900].data)
-                lanes.grow()
+                lanes.grow(file.size)
         done.set()
         thread.join()
         lanes.drain()
@@ -135,9 +135,9 @@ def test_a_thread_that_digests_while_another_one_writes(tmp_path):
 def test_codes_that_are_gone_are_an_error(tmp_path):
     with CodesFile(tmp_path / "codes") as file:
         lanes = DigestLanes(file)
-        lanes.begin()
+        lanes.begin(file.size)
         file.append(bytes(1000))
-        lanes.grow()
+        lanes.grow(file.size)
         file.truncate(500)
         with pytest.raises(OSError, match="cut short while it was written"):
             lanes.drain()

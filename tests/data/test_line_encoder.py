@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from dnassm.data.alphabet import ASCII_TO_CODE, LETTERS, NO_BASE
 from dnassm.data.encoder import NotABaseError
-from dnassm.data.line_code import AHEAD, WHITE, compiled
+from dnassm.data.line_code import AHEAD, TOTALS, WHITE, compiled
 from dnassm.data.line_encoder import ArrayLines, CompiledLines, line_encoder
 
 CAPACITY = 3000
@@ -23,17 +21,26 @@ each = pytest.mark.parametrize("encoder", ENCODERS, ids=["numpy", "compiled"])
 def encode(encoder, text: bytes, behind: bytes):
     """What the encoder says of `text`, where other bytes follow."""
     memory = np.frombuffer(text + (behind * AHEAD)[:AHEAD], dtype=np.uint8)
-    return encoder.encode(memory[: len(text)])
+    return encoder.encode(memory, [(0, len(text))])
 
 
 def check(encoder, text: bytes, behind: bytes) -> None:
     bases = text.translate(None, WHITE)
     capital = bases.upper()
-    (codes, upper, counts), lines = encode(encoder, text, behind)
+    codes, upper, totals = encode(encoder, text, behind)
+    found = dict(zip(TOTALS, totals[0].tolist(), strict=True))
     assert codes.tolist() == ASCII_TO_CODE[np.frombuffer(bases, dtype=np.uint8)].tolist()
     assert upper.tobytes() == capital
-    assert lines == text.count(b"\n")
-    assert dataclasses.asdict(counts) == {
+    assert found == totals_of(text)
+
+
+def totals_of(text: bytes) -> dict[str, int]:
+    bases = text.translate(None, WHITE)
+    capital = bases.upper()
+    return {
+        "bases": len(bases),
+        "end": len(text),
+        "lines": text.count(b"\n"),
         **{base: capital.count(base.encode()) for base in "ACGNU"},
         "T": capital.count(b"T") + capital.count(b"U"),
         "iupac": sum(chr(base) in LETTERS[5:] for base in capital),
@@ -82,3 +89,30 @@ def test_lines_of_every_width(encoder, width, end):
 )
 def test_any_letters_and_white_space_agree_with_the_table(encoder, parts, behind):
     check(encoder, "".join(parts).encode()[:CAPACITY], behind)
+
+
+@each
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KINDS).flatmap(lambda kind: st.text(kind.decode(), max_size=150)),
+            st.sampled_from(["", ">a", ">header\n", "\xff"]),
+        ),
+        min_size=1,
+        max_size=10,
+    )
+)
+def test_stretches_are_counted_each_and_what_stands_between_them_is_not_read(encoder, parts):
+    text, stretches = b"", []
+    for stretch, between in parts:
+        stretches.append((len(text), len(text) + len(stretch)))
+        text += (stretch + between).encode("latin-1")
+    memory = np.frombuffer(text + bytes(AHEAD), dtype=np.uint8)
+    codes, upper, totals = encoder.encode(memory, stretches)
+    expected = [text[start:end] for start, end in stretches]
+    assert upper.tobytes() == b"".join(expected).translate(None, WHITE).upper()
+    assert codes.size == upper.size
+    found = [dict(zip(TOTALS, row.tolist(), strict=True)) for row in totals]
+    assert found == [totals_of(stretch) for stretch in expected]
+    with pytest.raises(NotABaseError):
+        encoder.encode(memory, [*stretches, (len(text), len(text) + 1)])

@@ -18,7 +18,7 @@ from dnassm.data import digest_code
 from dnassm.data.alphabet import encode_ascii
 from dnassm.data.codes_file import CodesFile
 from dnassm.data.digest_lanes import DigestLanes
-from dnassm.data.fasta import BLOCK_BYTES, read_fasta
+from dnassm.data.fasta import BLOCK_BYTES, read_blocks
 from dnassm.data.store_writer import Part, write_part
 from dnassm.errors import FormatError
 
@@ -55,7 +55,7 @@ def written(path, folder, *, threads: bool, compiled: bool, monkeypatch) -> tupl
 
 def use_own_sha256(monkeypatch) -> None:
     own = types.SimpleNamespace(md5=hashlib.md5, sha256=Sha256)
-    monkeypatch.setattr("dnassm.data.contig_digest.hashlib", own)
+    monkeypatch.setattr("dnassm.data.store_writer.hashlib", own)
 
 
 def write(path, folder) -> None:
@@ -93,6 +93,8 @@ def check(path, texts, folder, monkeypatch) -> None:
         assert codes[contig.offset : contig.offset + contig.length] == expected
         assert contig.sha256 == hashlib.sha256(expected).hexdigest()
         assert contig.md5 == hashlib.md5(text.upper().encode()).hexdigest()
+        assert [contig.counts[base] for base in "ACGN"] == [text.upper().count(b) for b in "ACGN"]
+        assert contig.counts["U"] == text.upper().count("U")
 
 
 @pytest.mark.parametrize("suffix", [".fa", ".fa.gz"])
@@ -103,8 +105,8 @@ def test_threads_and_compiled_code_change_nothing(fasta, suffix, tmp_path, monke
 
 @pytest.mark.parametrize("block", [5000, BLOCK_BYTES])
 def test_u_is_digested_as_it_was_written(tmp_path, monkeypatch, block):
-    read = functools.partial(read_fasta, block_bytes=block)
-    monkeypatch.setattr("dnassm.data.store_writer.read_fasta", read)
+    read = functools.partial(read_blocks, block_bytes=block)
+    monkeypatch.setattr("dnassm.data.store_writer.read_blocks", read)
     texts = {
         "dna": "ACGTacgtNRYK" * 300,
         "late": "ACGTtA" * 900 + "U" + "ACGTtA" * 900,
@@ -114,6 +116,22 @@ def test_u_is_digested_as_it_was_written(tmp_path, monkeypatch, block):
     }
     path = tmp_path / "u.fa"
     path.write_text("".join(f">{name}\n{text}\n" for name, text in texts.items()))
+    check(path, texts, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("block", [900, 20_000, BLOCK_BYTES])
+def test_many_contigs_of_any_length(tmp_path, monkeypatch, block):
+    read = functools.partial(read_blocks, block_bytes=block)
+    monkeypatch.setattr("dnassm.data.store_writer.read_blocks", read)
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"ACGTacgtNRYU", np.uint8)
+    sizes = [*range(1, 200), 70_000, 5, 100_000, 66_000, *rng.integers(1, 900, 200)]
+    texts = {
+        f"c{number}": rng.choice(letters[: 12 - number % 2], size).tobytes().decode()
+        for number, size in enumerate(sizes)
+    }
+    path = tmp_path / "many.fa"
+    path.write_text("".join(f">{name} of {len(text)}\n{text}\n" for name, text in texts.items()))
     check(path, texts, tmp_path, monkeypatch)
 
 
