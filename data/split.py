@@ -401,6 +401,9 @@ def _cut_gaps(pieces: list[Piece], gap: int) -> Iterator[Piece]:
     Against the nearest piece of another part, not the neighbour, which may be shorter than the gap.
     A hole between two pieces is a gap as well.
     """
+    if gap == 0 or len(pieces) < 2:
+        yield from pieces
+        return
     before = _nearest_others([(part, end) for _, end, part in pieces])
     after = _nearest_others([(part, start) for start, _, part in reversed(pieces)])[::-1]
     for (start, end, part), left, right in zip(pieces, before, after, strict=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from dnassm.data.codes_file import CodesFile
 from dnassm.data.genome import Genome, genome_digest
 from dnassm.data.interval import Interval
 from dnassm.data.split import PARTS, SplitRule, parse_split
-from dnassm.data.store_header import StoredContig, read_lines, write_lines
+from dnassm.data.store_header import StoredContig, json_text, read_lines, write_lines
 from dnassm.data.store_shards import drop_shards, shards
 from dnassm.data.store_writer import Part, Progress, twice, usable_cores, write_part
 from dnassm.errors import ArtifactError, ConfigError, DnassmError
@@ -304,7 +303,7 @@ def _as_lines(header: Mapping[str, Any]) -> dict[str, Any]:
     """The header as JSON has it, a line per contig and interval."""
     splits = header["splits"]
     lines = {
-        part: (f"[{json.dumps(i.contig)}, {i.start}, {i.end}]" for i in splits[part])
+        part: (f"[{json_text(i.contig)}, {i.start}, {i.end}]" for i in splits[part])
         for part in PARTS
     }
     contigs = map(StoredContig.json, header["contigs"])

@@ -20,7 +20,8 @@ _COUNTS = struct.Struct(f"<{len(COUNTS)}q")
 _counts_of = operator.itemgetter(*COUNTS)
 _KEYS = ("name", "description", "offset", "length", "sha256", "md5", "counts")
 _values_of = operator.itemgetter(*_KEYS)
-_text = json.JSONEncoder().encode
+json_text = json.JSONEncoder().encode
+"""A value as JSON in one line; of texts faster than json.dumps."""
 _CONTIG = (
     '{"name": %s, "description": %s, "offset": %d, "length": %d, "sha256": "%s", "md5": "%s", '
     '"counts": {' + ", ".join(f'"{kind}": %d' for kind in COUNTS) + "}}"
@@ -48,7 +49,7 @@ class StoredContig(NamedTuple):
     def json(self) -> str:
         """As an object of JSON, in one line."""
         name, description, *others, packed = self
-        return _CONTIG % (_text(name), _text(description), *others, *_COUNTS.unpack(packed))
+        return _CONTIG % (json_text(name), json_text(description), *others, *_COUNTS.unpack(packed))
 
 
 def write_lines(path: Path, value: Mapping[str, Any]) -> None:
@@ -71,11 +72,11 @@ def _pieces(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         yield "{"
         for number, (key, item) in enumerate(value.items()):
-            yield f"{',' if number else ''}\n{_text(key)}: "
+            yield f"{',' if number else ''}\n{json_text(key)}: "
             yield from _pieces(item)
         yield "\n}"
     else:
-        yield _text(value)
+        yield json_text(value)
 
 
 def read_lines(path: Path) -> Any:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -36,6 +35,7 @@ from dnassm.data.genome import genome_digest
 from dnassm.data.store_header import StoredContig
 from dnassm.errors import FormatError
 
+_Integers = npt.NDArray[np.int64]
 Progress = Callable[[int], None]
 """Called with the bytes of all input files that have been read, of `input_bytes`."""
 
@@ -250,23 +250,24 @@ class _Later(_Digests):
         self._has_u = False
 
     def take(self, block: Block, start: int) -> None:
-        bounds = [0, *block.ends.tolist()]
-        us = block.counts[:, COUNTS.index("U")].tolist()
-        first = len(self._found) - 1
+        spans = np.stack([np.append(0, block.ends[:-1]), block.ends], axis=1)
+        is_short = spans[:, 1] - spans[:, 0] < _SMALL
+        is_short[[0, -1]] = False  # they may begin or end in another block
+        places = np.arange(len(spans)) + len(self._found) - 1
         self._found += [("", "")] * len(block.headers)
-        short = []
-        for number, span in enumerate(itertools.pairwise(bounds)):
-            is_whole = 0 < number < len(block.headers)
-            if is_whole and span[1] - span[0] < _SMALL:
-                short.append((first + number, *span))
-                continue
+        if is_short.any():
+            short = np.flatnonzero(is_short)
+            self._behind.call(
+                self._take_short, block.upper, block.codes, spans[short], places[short]
+            )
+        for number in np.flatnonzero(~is_short).tolist():
+            begin, end = spans[number].tolist()
             if number:
-                self._long[first + number] = self._lanes.begin(start + span[0])
+                self._long[int(places[number])] = self._lanes.begin(start + begin)
                 self._has_u = False
-            if span[1] > span[0]:
-                self._grow(block, *span, start, has_u=us[number] > 0)
-        if short:
-            self._behind.call(self._take_short, block.upper, block.codes, np.array(short))
+            if end > begin:
+                has_u = bool(block.counts[number, COUNTS.index("U")])
+                self._grow(block, begin, end, start, has_u=has_u)
         self._behind.wake(self._run)
 
     def finish(self) -> list[tuple[str, str]]:
@@ -286,10 +287,8 @@ class _Later(_Digests):
         else:
             self._lanes.grow(start + end)
 
-    def _take_short(self, upper: Codes, codes: Codes, contigs: npt.NDArray[np.int64]) -> None:
-        """Rows of `contigs` are a place in `_found`, and where the contig begins and ends."""
-        digests = digest_each(upper, codes, contigs[:, 1:])
-        for place, digest in zip(contigs[:, 0].tolist(), digests, strict=True):
+    def _take_short(self, upper: Codes, codes: Codes, spans: _Integers, places: _Integers) -> None:
+        for place, digest in zip(places.tolist(), digest_each(upper, codes, spans), strict=True):
             self._found[place] = digest
 
     def _drain(self) -> None:
