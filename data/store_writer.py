@@ -45,6 +45,7 @@ _AHEAD = 4
 """Blocks that wait for a thread at most: memory does not grow where parsing is faster."""
 _SMALL = 1 << 16
 """Bytes below which handing a block over costs more than it saves."""
+_U = COUNTS.index("U")
 _TURNS = 256
 """Turns of the lanes, some 50 ms, after which a thread looks whether it is still wanted."""
 
@@ -247,27 +248,14 @@ class _Later(_Digests):
         self._found: list[tuple[str, str]] = []
         self._long: dict[int, Interleaved] = {}
         """By their place in `_found`."""
+        self._digest = Interleaved()
+        """Of the contig that was begun last, if it is a long one."""
         self._has_u = False
 
     def take(self, block: Block, start: int) -> None:
-        spans = np.stack([np.append(0, block.ends[:-1]), block.ends], axis=1)
-        is_short = spans[:, 1] - spans[:, 0] < _SMALL
-        is_short[[0, -1]] = False  # they may begin or end in another block
-        places = np.arange(len(spans)) + len(self._found) - 1
-        self._found += [("", "")] * len(block.headers)
-        if is_short.any():
-            short = np.flatnonzero(is_short)
-            self._behind.call(
-                self._take_short, block.upper, block.codes, spans[short], places[short]
-            )
-        for number in np.flatnonzero(~is_short).tolist():
-            begin, end = spans[number].tolist()
-            if number:
-                self._long[int(places[number])] = self._lanes.begin(start + begin)
-                self._has_u = False
-            if end > begin:
-                has_u = bool(block.counts[number, COUNTS.index("U")])
-                self._grow(block, begin, end, start, has_u=has_u)
+        self._grow(block, 0, start)
+        if block.headers:
+            self._begin(block, start)
         self._behind.wake(self._run)
 
     def finish(self) -> list[tuple[str, str]]:
@@ -276,14 +264,31 @@ class _Later(_Digests):
             self._found[place] = digest.hexdigests()
         return self._found
 
-    def _grow(self, block: Block, begin: int, end: int, start: int, *, has_u: bool) -> None:
+    def _begin(self, block: Block, start: int) -> None:
+        """Take the contigs that begin in a block."""
+        spans = np.stack([block.ends[:-1], block.ends[1:]], axis=1)
+        places = np.arange(len(spans)) + len(self._found)
+        self._found += [("", "")] * len(spans)
+        is_short = spans[:, 1] - spans[:, 0] < _SMALL
+        is_short[-1] = False  # it may go on in the next block
+        if is_short.any():
+            arrays = (block.upper, block.codes, spans[is_short], places[is_short])
+            self._behind.call(self._take_short, *arrays)
+        for number in np.flatnonzero(~is_short).tolist():
+            self._digest = self._lanes.begin(start + int(spans[number, 0]))
+            self._long[int(places[number])] = self._digest
+            self._has_u = False
+            self._grow(block, number + 1, start)
+
+    def _grow(self, block: Block, number: int, start: int) -> None:
         """The contig that was begun last goes on with this stretch of a block."""
-        if has_u and not self._has_u:
+        if block.counts[number, _U] and not self._has_u:
             self._drain()
             self._has_u = True
+        end = int(block.ends[number])
         if self._has_u:
-            digest = next(reversed(self._long.values()))
-            digest.update(block.upper[begin:end], block.codes[begin:end])
+            stretch = slice(int(block.ends[number - 1]) if number else 0, end)
+            self._digest.update(block.upper[stretch], block.codes[stretch])
         else:
             self._lanes.grow(start + end)
 
