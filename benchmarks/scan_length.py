@@ -17,6 +17,7 @@ says why. benchmarks.scan_figure draws the result.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -128,6 +129,7 @@ def milliseconds(call: Callable[[], object], cap_s: float) -> list[float]:
 
 def measure(build: Callable[[int], Problem], length: int, cap_s: float) -> dict[str, Any]:
     """Times and memory of one point."""
+    gc.collect()  # what a point before left in cycles would be counted as there before
     before = torch.cuda.memory_allocated()
     call, leaves = build(length)
     with torch.no_grad():
