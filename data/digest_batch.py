@@ -82,12 +82,11 @@ def _tails(
     tails = np.zeros((2, len(starts), 2 * BLOCK), dtype=np.uint8)
     column = np.arange(BLOCK)
     places = np.minimum((ends - rest)[:, None] + column, streams[0].size - 1)
-    behind = column >= rest[:, None]
+    is_rest = column < rest[:, None]
     number = np.arange(len(starts))
     last = BLOCK * blocks[:, None] - _BITS + np.arange(_BITS)
     for tail, stream, order in zip(tails, streams, "<>", strict=True):
-        tail[:, :BLOCK] = stream[places]
-        tail[:, :BLOCK][behind] = 0
+        np.multiply(stream[places], is_rest, out=tail[:, :BLOCK])
         tail[number, rest] = 0x80
         bits = (8 * (ends - starts)).astype(f"{order}u8").view(np.uint8).reshape(-1, _BITS)
         tail[number[:, None], last] = bits

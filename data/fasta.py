@@ -269,7 +269,7 @@ class _Parser:
     def _check_header_size(self, raw: bytes | bytearray) -> None:
         if len(raw) > _MAX_HEADER_BYTES:
             raise FormatError(
-                f"{self.path}, line {self.line}: expected a header of at most "
+                f"{self._where()}: expected a header of at most "
                 f"{_MAX_HEADER_BYTES:,} bytes, got more; is it FASTA?"
             )
 
@@ -277,29 +277,33 @@ class _Parser:
         """The contig before ends; another one begins."""
         self._check_has_bases()
         self._check_header_size(raw)
-        where = f"{self.path}, line {self.line}"
         try:
             text = raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise FormatError(
-                f"{where}: the header is not UTF-8 (byte 0x{raw[error.start]:02x}): {_shown(raw)}; "
-                "convert the file with iconv, or rename the contig"
+                f"{self._where()}: the header is not UTF-8 (byte 0x{raw[error.start]:02x}): "
+                f"{_shown(raw)}; convert the file with iconv, or rename the contig"
             ) from error
         if "\r" in text:
             raise FormatError(
-                f"{where}: lines end with CR alone; convert them with: tr '\\r' '\\n'"
+                f"{self._where()}: lines end with CR alone; convert them with: tr '\\r' '\\n'"
             )
         if not text:
             raise FormatError(
-                f"{where}: a header without a name; expected '>NAME', name the contig"
+                f"{self._where()}: a header without a name; expected '>NAME', name the contig"
             )
         name, description = (*text.split(None, 1), "")[:2]
         if not name.isprintable():
-            raise FormatError(f"{where}: contig name {name!r} holds control characters; rename it")
+            raise FormatError(
+                f"{self._where()}: contig name {name!r} holds control characters; rename it"
+            )
         self.header = Header(name, description, self.line)
         self.bases = 0
         self.line += 1
         return self.header
+
+    def _where(self) -> str:
+        return f"{self.path}, line {self.line}"
 
     def _check_has_bases(self) -> None:
         if self.header is not None and self.bases == 0:

@@ -231,25 +231,33 @@ class _Joined:
     def __init__(self, before: GenomeStore | None) -> None:
         self.contigs: list[StoredContig] = []
         self.sources: list[dict[str, Any]] = []
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, Path] = {}
+        """Where each name came from: a file, or the store."""
+        self._lines: list[int] = []
+        """Of the headers in these files; 0 in the store."""
         self._length = 0
         if before is not None:
             self.contigs += before.stored
             self.sources += [dict(source) for source in before.sources]
-            self._seen = dict.fromkeys(before.lengths, f"the store {before.path}")
+            self._seen = dict.fromkeys(before.lengths, before.path)
+            self._lines = [0] * len(before.stored)
             self._length = sum(before.lengths.values())
 
     def add(self, part: Part, path: Path) -> None:
         """Append what a file gave; raises FormatError where a name was there before."""
         for contig, line in zip(part.contigs, part.lines, strict=True):
-            where = f"{path}, line {line}"
             if contig.name in self._seen:
-                raise twice(contig.name, where, self._seen[contig.name])
-            self._seen[contig.name] = where
+                raise twice(contig.name, f"{path}, line {line}", self._where(contig.name))
+            self._seen[contig.name] = path
+            self._lines.append(line)
             moves = contig.offset != self._length
             self.contigs.append(contig._replace(offset=self._length) if moves else contig)
             self._length += contig.length
         self.sources.append(part.source)
+
+    def _where(self, name: str) -> str:
+        line = self._lines[[contig.name for contig in self.contigs].index(name)]
+        return f"{self._seen[name]}, line {line}" if line else f"the store {self._seen[name]}"
 
 
 def input_bytes(fastas: Sequence[Path]) -> int:

@@ -140,13 +140,18 @@ class _Drafts:
         counts = np.concatenate(self._counts)[1:]
         lengths = counts[:, : COUNTS.index("soft_masked")].sum(axis=1)
         starts = lengths.cumsum() - lengths
-        columns = zip(
-            self.lines, self._descriptions, starts.tolist(), lengths.tolist(), strict=True
+        rows = counts.tobytes()
+        size = counts.strides[0]
+        columns = (
+            self.lines,
+            self._descriptions,
+            starts.tolist(),
+            lengths.tolist(),
+            (sha256 for _, sha256 in digests),
+            (md5 for md5, _ in digests),
+            (rows[at : at + size] for at in range(0, len(rows), size)),
         )
-        return [
-            StoredContig(*facts, sha256, md5, row.tobytes())
-            for facts, (md5, sha256), row in zip(columns, digests, counts, strict=True)
-        ]
+        return list(map(StoredContig, *columns))
 
 
 class _Behind:
