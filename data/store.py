@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,14 +61,15 @@ class GenomeStore(Genome):
         """
         folder = Path(path)
         _check_is_store(folder)
-        header = read_lines(folder / _HEADER)
-        _check_version(folder, header)
         try:
-            _check_contigs(header["contigs"])
-            for part in PARTS:
-                header["splits"][part] = [Interval(*entry) for entry in header["splits"][part]]
-            store = cls(folder, header)
-            _check_header(store)
+            with _collector_paused():
+                header = read_lines(folder / _HEADER)
+                _check_version(folder, header)
+                _check_contigs(header["contigs"])
+                for part in PARTS:
+                    header["splits"][part] = [Interval(*entry) for entry in header["splits"][part]]
+                store = cls(folder, header)
+                _check_header(store)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             words = " ".join(str(error).split())  # keys of JSON may hold line ends
             raise ArtifactError(
@@ -316,6 +318,18 @@ def _as_lines(header: Mapping[str, Any]) -> dict[str, Any]:
     }
     contigs = map(StoredContig.json, header["contigs"])
     return {**header, "contigs": contigs, "splits": {**splits, **lines}}
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let the garbage collector not look at every contig again while more of them are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_is_store(folder: Path) -> None:

@@ -39,18 +39,18 @@ def describe(path: Path) -> dict[str, Any]:
 
 def describe_store(store: GenomeStore) -> dict[str, Any]:
     """Contigs with lengths, composition and digests, totals, and the bases of each split part."""
-    contigs = [
+    contigs: list[dict[str, Any]] = [
         {
             "name": contig.name,
             "length": contig.length,
-            "gc": _gc(contig.counts),
-            **contig.counts,
+            "gc": _gc(counts),
+            **counts,
             "md5": contig.md5,
             "sha256": contig.sha256,
         }
-        for contig in store.contigs
+        for contig, counts in ((contig, contig.counts) for contig in store.contigs)
     ]
-    counts = {key: sum(c.counts[key] for c in store.contigs) for key in store.contigs[0].counts}
+    counts = {key: sum(contig[key] for contig in contigs) for key in store.contigs[0].counts}
     return {
         "kind": "store",
         "path": str(store.path),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,30 @@ def test_the_example_of_the_format_page_reads_a_store_with_numpy_alone(tmp_path,
         "import sys; assert 'dnassm' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=store.path.parent, check=True)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_contig_of_a_draft_assembly_takes_little_memory(tmp_path, monkeypatch, compiled):
+    # As objects of JSON, with digests that stayed until the end, each took 6.6 KB.
+    monkeypatch.setattr("dnassm.data.store_writer.WORTH_COMPILING", 0 if compiled else 1 << 40)
+    peaks = []
+    for count in (0, 5000, 10_000):  # the first one loads and compiles what is needed
+        path = tmp_path / f"{count}.fa"
+        contigs = (f">contig_{number} cov=1.5\n{'ACGTTGCAAC' * 20}\n" for number in range(count))
+        path.write_text(">first\nACGT\n" + "".join(contigs))
+        tracemalloc.start()
+        store = build_store([path], tmp_path / f"{count}.store", split="halves")
+        peaks.append([tracemalloc.get_traced_memory()[1]])
+        assert len(store.contigs) == count + 1
+        del store
+        tracemalloc.stop()
+        tracemalloc.start()
+        GenomeStore.open(tmp_path / f"{count}.store")
+        peaks[-1].append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    building, opening = ((big - small) / 5000 for small, big in zip(*peaks[1:], strict=True))
+    assert building < 2000
+    assert opening < 2000
 
 
 def test_the_split_is_kept_with_the_store(fasta, tmp_path):
