@@ -284,6 +284,19 @@ def test_tiles_added_by_tensor_cores_are_those_added_step_by_step(edges, step):
         assert error < 1e-6, name  # the series are right to 1.2e-7, products in two parts to 5e-7
 
 
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
+def test_a_channel_that_forgets_at_once_does_no_harm_to_slow_ones(size):
+    """Powers of its steps times its rate overflow in the series that the others are added by."""
+    case = Case(batch=1, length=16_384, channels=512, states=16, step=(1e-4, 1e-3))
+    inputs = case.inputs(torch.float32, device="cuda")
+    inputs["dt"][..., 5] = size
+    inputs["A"][5] = -64.0
+    series, exact = (run(inputs, "cuda", exact=exact) for exact in (False, True))
+    for name in exact:
+        error = (series[name] - exact[name]).norm() / exact[name].norm()
+        assert error < 1e-6, name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_beyond_the_buffers_is_read_or_written(dtype):
     case = Case(batch=2, length=77, channels=40, states=16)

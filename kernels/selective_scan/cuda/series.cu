@@ -50,7 +50,7 @@ struct Steps {
     }
   }
 };
-// The first 8 2 states; a thread's share of the result is what it holds of them (SL is 4).
+// All 16 states; a thread's share of the products is what it holds of them (SL is 4).
 template <int DEGREE>
 __device__ __forceinline__ void add_series(States sum, const float *s, const States a, const Steps &at, const Tile &inflow,
                                            const float (*map)[NPAD], const Place &me) {
@@ -97,14 +97,16 @@ __device__ __forceinline__ void add_series(States sum, const float *s, const Sta
 #pragma unroll
     for (int p = 0; p < 2; p++) EACH4(i) {
       const int c = 2 * half + i / 2, j = 2 * p + i % 2;
-      sum[c][j] = fmaf(ex2(a[c][j] * fmaf(0.5f, at.total[c], s[c])), all[p][i], sum[c][j]);
+      const float weight = ex2(a[c][j] * fmaf(0.5f, at.total[c], s[c]));
+      if (weight > 0.f) sum[c][j] = fmaf(weight, all[p][i], sum[c][j]);  // what is long forgotten may be infinite
     }
   }
 }
-// The fastest rate of each channel among the states that are not forgotten.
+// The fastest rate of each channel among the states that are not forgotten; not 0, so that no power of a step
+// overflows where all are.
 __device__ __forceinline__ void fastest_alive(float *fastest, const States a, const float *s) {
   EACH4(c) {
-    fastest[c] = 0.f;
+    fastest[c] = 1e-4f;
     EACH4(j) if (a[c][j] * s[c] > FORGOTTEN) fastest[c] = fmaxf(fastest[c], fabsf(a[c][j]));
   }
 }
