@@ -1,6 +1,7 @@
 """Speed and memory of `dnassm tokenize`: MB of FASTA per second on one core and on more, parts.
 
     python -m benchmarks.tokenize_fasta --out benchmarks/results/tokenize.json
+    python -m benchmarks.tokenize_fasta --contigs 100000 --out FILE
 
 Every measurement is a process of its own that is bound to so many cores; the imports are not in it,
 the compilation is. `wall` is by the clock and includes waiting for the disk (the store is on it at
@@ -14,6 +15,8 @@ The parts of a turn of one core: `parse` (with reading), `digests`, `write` and 
 `hashlib` is what the digests would take without own code, `parse_by_numpy` the parsing, and
 `digests_of_one` those of a genome of one contig, each byte of which has to wait for the one before.
 The floor is `digests`, MD5 and SHA-256 of every base, and nothing else; of gzip it is `inflate`.
+With --contigs the file is a draft assembly of so many contigs of 1.5 kb, the floor is `parse`, and
+`open_store` opens what `tokenize` wrote.
 """
 
 from __future__ import annotations
@@ -40,19 +43,19 @@ from dnassm.data.bytestream import ByteStream
 from dnassm.data.codes_file import CodesFile
 from dnassm.data.digest_lanes import DigestLanes
 from dnassm.data.fasta import BLOCK_BYTES, read_blocks
-from dnassm.data.store import build_store
+from dnassm.data.store import GenomeStore, build_store
 
 CONTIGS = 5
 SOFT_MASKED, N_RUN = (0.30, 0.60), (0.90, 0.93)
 """Stretches of each contig, as fractions of its length."""
 
 
-def write_fasta(path: Path, megabytes: int, width: int) -> None:
+def write_fasta(path: Path, megabytes: int, width: int, contigs: int = CONTIGS) -> None:
     """A genome of random bases, 30 % soft-masked, 3 % N, with lines of one width."""
     rng = np.random.default_rng(0)
-    rows = megabytes * 1_000_000 // CONTIGS // (width + 1)
+    rows = megabytes * 1_000_000 // contigs // (width + 1)
     with path.open("wb") as file:
-        for number in range(CONTIGS):
+        for number in range(contigs):
             file.write(f">chr{number}\n".encode())
             bases = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, rows * width, np.uint8)]
             start, end = (int(part * bases.size) for part in SOFT_MASKED)
@@ -171,15 +174,21 @@ def tokenize(path: Path, folder: Path) -> None:
     build_store([path], folder / "store")
 
 
+def open_store(path: Path, folder: Path) -> None:
+    """Open the store that stands beside the file."""
+    GenomeStore.open(path.with_suffix(".store"))
+
+
 STAGES: dict[str, Callable[[Path, Path], None]] = {
     f.__name__: f
     for f in (
         *(tokenize, read_only, parse, parse_by_numpy, digests, digests_of_one, hashlib),
-        *(write, compile_all, inflate),
+        *(write, compile_all, inflate, open_store),
     )
 }
 GZIP = ("tokenize", "parse", "inflate")
-PLAIN = tuple(stage for stage in STAGES if stage != "inflate")
+MANY = ("tokenize", "read_only", "parse", "open_store")
+PLAIN = tuple(stage for stage in STAGES if stage not in ("inflate", "open_store"))
 
 
 def measure(stage: str, path: Path, cores: int) -> None:
@@ -252,10 +261,25 @@ def run(megabytes: int, repeats: int, folder: Path) -> dict[str, object]:
     return {**describe(), "megabytes": megabytes, "cases": cases}
 
 
+def run_many(contigs: int, repeats: int, folder: Path) -> dict[str, object]:
+    """Measure a draft assembly of so many contigs."""
+    path = folder / "contigs.fa"
+    write_fasta(path, contigs * 1525 // 1_000_000, 60, contigs)
+    build_store([path], path.with_suffix(".store"))
+    cases = {
+        f"plain, contigs of 1.5 kb, cores {cores}": case(
+            path, path.stat().st_size / 1e6, MANY, "parse", cores, repeats
+        )
+        for cores in (1, 2)
+    }
+    return {**describe(), "contigs": contigs, "cases": cases}
+
+
 def main() -> None:
     """Parse the command line and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--contigs", type=int, help="measure a file of so many short contigs")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
@@ -266,7 +290,11 @@ def main() -> None:
         measure(arguments.stage, arguments.input, arguments.cores)
         return
     with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps(run(arguments.megabytes, arguments.repeats, Path(folder)), indent=2)
+        if arguments.contigs:
+            result = run_many(arguments.contigs, arguments.repeats, Path(folder))
+        else:
+            result = run(arguments.megabytes, arguments.repeats, Path(folder))
+    text = json.dumps(result, indent=2)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n", encoding="utf-8")

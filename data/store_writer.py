@@ -46,6 +46,8 @@ _AHEAD = 4
 _SMALL = 1 << 16
 """Bytes below which handing a block over costs more than it saves."""
 _U = COUNTS.index("U")
+_SHORT = 1 << 16
+"""Bases of a contig from which on a block holds too few others of about its length."""
 _TURNS = 256
 """Turns of the lanes, some 50 ms, after which a thread looks whether it is still wanted."""
 
@@ -274,7 +276,7 @@ class _Later(_Digests):
         spans = np.stack([block.ends[:-1], block.ends[1:]], axis=1)
         places = np.arange(len(spans)) + len(self._found)
         self._found += [("", "")] * len(spans)
-        is_short = spans[:, 1] - spans[:, 0] < _SMALL
+        is_short = spans[:, 1] - spans[:, 0] < _SHORT
         is_short[-1] = False  # it may go on in the next block
         if is_short.any():
             arrays = (block.upper, block.codes, spans[is_short], places[is_short])
