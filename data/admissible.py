@@ -61,6 +61,8 @@ def admissible_starts(runs: Runs, interval: Interval, length: int, unknown: int)
     if len(interval) < length:
         return np.zeros((0, 2), dtype=np.int64)
     stop = interval.end - length + 1
+    if not runs.starts.size:  # most of the 100,000 intervals of a draft assembly
+        return np.array([[interval.start, stop]], dtype=np.int64)
     bends = np.concatenate([runs.starts, runs.ends, runs.starts - length, runs.ends - length])
     inside = bends[(bends > interval.start) & (bends < stop)]
     left = np.unique(np.concatenate([[interval.start], inside]))
