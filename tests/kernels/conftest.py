@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,3 +36,24 @@ class Counted(TorchDispatchMode):
 def counter() -> type[Counted]:
     """Counts memory over tensors that have no data."""
     return Counted
+
+
+@pytest.fixture
+def gradients_under_ddp(tmp_path: Path) -> Callable[..., list[Tensor | None]]:
+    """Gradients of a layer's parameters where DDP wraps it, in a group of one process."""
+
+    def run(layer: nn.Module, *inputs: object) -> list[Tensor | None]:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            wrapped = nn.parallel.DistributedDataParallel(layer)
+            wrapped(*inputs).square().sum().backward()
+            # Gone before the group is: the last to hold a group waits for its thread, and DDP does
+            # so with Python's lock, which that thread may be waiting for.
+            del wrapped
+            gc.collect()
+        finally:
+            torch.distributed.destroy_process_group()
+        return [parameter.grad for parameter in layer.parameters()]
+
+    return run

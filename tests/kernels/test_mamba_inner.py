@@ -577,19 +577,13 @@ class _Layer(nn.Module):
         return self.inputs.replaced({"x": x, **named}).run()[0]
 
 
-def test_a_layer_under_ddp_has_the_gradients_of_the_layer(tmp_path):
+def test_a_layer_under_ddp_has_the_gradients_of_the_layer(gradients_under_ddp):
     inputs = CASES["both directions"].inputs(torch.float32)
     alone = _Layer(inputs)
     alone(inputs.x).square().sum().backward()
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        layer = nn.parallel.DistributedDataParallel(_Layer(inputs))
-        layer(inputs.x).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for got, want in zip(layer.module.parameters(), alone.parameters(), strict=True):
-        assert torch.equal(got.grad, want.grad)
+    got = gradients_under_ddp(_Layer(inputs), inputs.x)
+    for gradient, parameter in zip(got, alone.parameters(), strict=True):
+        assert torch.equal(gradient, parameter.grad)
 
 
 @pytest.mark.parametrize("name", ["plain", "both directions"])

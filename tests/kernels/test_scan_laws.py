@@ -434,20 +434,14 @@ class _Layer(nn.Module):
         return selective_scan(**along, A=self.A, D=self.D)
 
 
-def test_a_layer_under_ddp_has_the_gradients_of_the_layer(tmp_path):
+def test_a_layer_under_ddp_has_the_gradients_of_the_layer(gradients_under_ddp):
     inputs = Case(length=20).inputs(torch.float32)
     along = {name: tensor for name, tensor in inputs.items() if name not in ("A", "D")}
     alone = _Layer(inputs)
     alone(along).square().sum().backward()
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        layer = nn.parallel.DistributedDataParallel(_Layer(inputs))
-        layer(along).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert torch.equal(layer.module.A.grad, alone.A.grad)
-    assert torch.equal(layer.module.D.grad, alone.D.grad)
+    got = gradients_under_ddp(_Layer(inputs), along)
+    for gradient, parameter in zip(got, alone.parameters(), strict=True):
+        assert torch.equal(gradient, parameter.grad)
 
 
 @pytest.mark.parametrize("backend", NAMES)
