@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import ssd_gpu
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import listed, milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.causal_conv1d import causal_conv1d
@@ -123,20 +122,7 @@ def profiled(shape: Shape, how: dict[str, Any]) -> str:
     def both() -> None:
         torch.autograd.grad(mamba2_inner(**given, **how), wanted, dy)
 
-    both()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        both()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    kernels = [event for event in recorded.events() if event.device_type == on_device]
-    took: dict[str, list[float]] = {}
-    for event in kernels:
-        took.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1e3)
-    listed = sorted(took.items(), key=lambda item: -sum(item[1]))
-    total = sum(sum(times) for times in took.values())
-    lines = [f"{sum(t):8.3f} ms in {len(t):3}  {name}" for name, t in listed]
-    return "\n".join([f"{shape}: {len(kernels)} kernels and copies, {total:.3f} ms", *lines])
+    return listed(str(shape), both)
 
 
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:

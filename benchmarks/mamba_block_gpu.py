@@ -28,9 +28,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import kernels, listed, milliseconds
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
@@ -148,20 +147,7 @@ def profiled(shape: tuple[int, int, int]) -> str:
     def both() -> None:
         torch.autograd.grad(mamba_inner(*shared, walk), wanted, dy)
 
-    both()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        both()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    kernels = [event for event in recorded.events() if event.device_type == on_device]
-    took: dict[str, list[float]] = {}
-    for event in kernels:
-        took.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1e3)
-    listed = sorted(took.items(), key=lambda item: -sum(item[1]))
-    total = sum(sum(times) for times in took.values())
-    lines = [f"{sum(t):8.3f} ms in {len(t):3}  {name}" for name, t in listed]
-    return "\n".join([f"{shape}: {len(kernels)} kernels and copies, {total:.3f} ms", *lines])
+    return listed(str(shape), both)
 
 
 def differentiated(call: Callable[[], Tensor], wanted: list[Tensor], rounds: int) -> float:
@@ -258,20 +244,9 @@ def step(batch: int, dtype: torch.dtype | None, rounds: int) -> dict[str, Any]:
         "batch": batch,
         "dtype": str(dtype or torch.float32).removeprefix("torch."),
         **times,
-        "kernels": kernels_of(lambda: captured.step(tokens)),
+        "kernels": len(kernels(lambda: captured.step(tokens))),
         "floor_us": moved / COPY_PER_S * 1e6,
     }
-
-
-def kernels_of(call: Callable[[], object]) -> int:
-    """Kernels and copies that a call runs on the device."""
-    call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        call()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == on_device for event in recorded.events())
 
 
 def main() -> None:
