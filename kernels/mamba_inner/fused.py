@@ -257,10 +257,11 @@ class Backward:
         marks = self._kept.get(Key("marks", index, owner))
         if marks is None or plan.pieces is plan.parts:
             return marks
-        steps = backend_of(self.block, scan).mark_steps(scan)
+        owned = plan.pieces.pieces[owner]
+        steps = backend_of(self.block, scan).mark_steps(owned.end - owned.begin, marks)
         first = plan.steps_before(number, reverse=scan.reverse) // steps
         rows, length, _ = scan.x.shape
-        row = plan.parts.pieces[number].row - plan.pieces.pieces[owner].row
+        row = plan.parts.pieces[number].row - owned.row
         return marks[row : row + rows, first : first - (-length // steps)]
 
     def _input(self, number: int, piece: Piece) -> _Input:

@@ -63,6 +63,9 @@ SCANS = {
     "odd channels, fp32": lambda: scan(sized(channels=33), FP32),
     "wide": lambda: scan(sized(channels=1024)),
     "short": lambda: scan(sized(length=3)),
+    "2 channels per thread": lambda: scan(sized(length=64, channels=30_000)),
+    "1 channel per thread": lambda: scan(sized(length=512, channels=11_000)),
+    "1 channel per thread, fp32": lambda: scan(sized(length=512, channels=11_000), FP32),
 }
 FEW = ("bf16", "packed, reverse, fp32", "N 100, packed, fp16")
 COMPILED = [
@@ -70,6 +73,9 @@ COMPILED = [
     *(("sm_80", name) for name in FEW),
     *(("sm_100", name) for name in FEW),
     ("sm_89", "N 128, fp32"),
+    ("sm_90", "2 channels per thread"),
+    *((arch, "1 channel per thread") for arch in ("sm_80", "sm_90", "sm_100")),
+    ("sm_90", "1 channel per thread, fp32"),
 ]
 PLANNED = [(arch, name) for arch in DEVICES for name in SCANS]
 
@@ -169,6 +175,7 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
     for macro, values in {"DTYPE": {0, 1, 2}, "N": {1, 16, 100, 128}}.items():
         assert {macros[macro] for macros in found} >= values
     assert {1, 8} <= {macros["VEC"] for macros in found}
+    assert {macros["NC"] for macros in found} == {1, 2, 4}
     assert {macros["OUTPUT"] for macros in found if "OUTPUT" in macros} == {0, 1}
     for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
         assert {macros[macro] for macros in found} == {0, 1}

@@ -12,7 +12,7 @@ from torch import Tensor
 from dnassm.kernels.selective_scan import cases, cuda, selective_scan
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case, Tolerance
-from dnassm.kernels.selective_scan.cuda import walk
+from dnassm.kernels.selective_scan.cuda import cut, walk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,6 +95,44 @@ def test_values_and_every_gradient_are_those_of_the_reference(case, dtype):
     assert_near(got, truth(inputs, got), cases.TOLERANCES[dtype])
 
 
+@pytest.fixture(params=[4, 2, 1])
+def held(request, monkeypatch):
+    """Channels of a thread, in the forward and (4 or 2) in `chunk_ends`, not as the model says."""
+
+    def only(layouts, held):
+        found = tuple(one._replace(shortest=1) for one in layouts if one.held == held)
+        return found or layouts[:1]
+
+    def narrowed(problem, layouts, pre_pass, whole):
+        ends = only(pre_pass.layouts, max(2, request.param))
+        return cut.cut(
+            problem, only(layouts, request.param), pre_pass._replace(layouts=ends), whole
+        )
+
+    def narrowed_ends(problem, pre_pass, chunk):
+        ends = only(pre_pass.layouts, max(2, request.param))
+        return cut.cut_ends(problem, pre_pass._replace(layouts=ends), chunk)
+
+    monkeypatch.setattr(walk, "cut", narrowed)
+    monkeypatch.setattr(walk, "cut_ends", narrowed_ends)
+    return request.param
+
+
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
+def test_any_number_of_channels_per_thread_gives_what_the_reference_gives(case, held):
+    inputs = case.inputs(torch.bfloat16, device="cuda")
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_of_channels_per_thread_finds_the_same_chunks(held, dtype):
+    """Chunks begin between marks, and channels do not fill the last warp."""
+    inputs = Case(batch=1, length=20_011, channels=90, states=16).inputs(dtype, device="cuda")
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got, backend="portable"), cases.TOLERANCES[dtype])
+
+
 def packed_inputs(dtype: torch.dtype, edges: list[int], channels: int = 70) -> dict[str, Tensor]:
     case = Case(batch=1, length=edges[-1], channels=channels, states=16)
     inputs = case.inputs(dtype, device="cuda")
@@ -113,7 +151,7 @@ EDGES = {
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_packed_sequences_are_those_of_the_reference(dtype, edges, reverse):
+def test_packed_sequences_are_those_of_the_reference(dtype, edges, reverse, held):
     inputs = packed_inputs(dtype, edges)
     how = {
         "cu_seqlens": torch.tensor(edges, dtype=torch.int32, device="cuda"),
@@ -270,7 +308,7 @@ STEPS = [(1e-4, 1e-3), (3e-4, 5e-3), (1e-3, 1e-2), (0.02, 0.1), (1e-4, 3.0)]
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 @pytest.mark.parametrize("edges", [None, [0, 9000, 9008, 40_000, 40_001, 65_536]], ids=str)
-def test_tiles_added_by_tensor_cores_are_those_added_step_by_step(edges, step):
+def test_tiles_added_by_tensor_cores_are_those_added_step_by_step(edges, step, held):
     """A chunk hands on sums by tf32 products of series; `exact` adds every step by itself."""
     case = Case(batch=1, length=65_536, channels=512, states=16, step=step)
     inputs = case.inputs(torch.float32, device="cuda")
@@ -285,7 +323,7 @@ def test_tiles_added_by_tensor_cores_are_those_added_step_by_step(edges, step):
 
 
 @pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
-def test_a_channel_that_forgets_at_once_does_no_harm_to_slow_ones(size):
+def test_a_channel_that_forgets_at_once_does_no_harm_to_slow_ones(size, held):
     """Powers of its steps times its rate overflow in the series that the others are added by."""
     case = Case(batch=1, length=16_384, channels=512, states=16, step=(1e-4, 1e-3))
     inputs = case.inputs(torch.float32, device="cuda")
@@ -298,7 +336,7 @@ def test_a_channel_that_forgets_at_once_does_no_harm_to_slow_ones(size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nothing_beyond_the_buffers_is_read_or_written(dtype):
+def test_nothing_beyond_the_buffers_is_read_or_written(dtype, held):
     case = Case(batch=2, length=77, channels=40, states=16)
     inputs = case.inputs(dtype, device="cuda")
     guarded = {name: _inside_nan(tensor) for name, tensor in inputs.items()}

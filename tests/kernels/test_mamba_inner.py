@@ -226,7 +226,7 @@ def sharing(thrifty, monkeypatch):
         backward=from_marks,
         backward_and_output=and_output,
         marks_shape=shape,
-        mark_steps=lambda scan: MARKED,
+        mark_steps=lambda length, marks: MARKED,
     )
     monkeypatch.setattr(calls, "SCAN", types.SimpleNamespace(choose=lambda name, scan: backend))
     return lengths

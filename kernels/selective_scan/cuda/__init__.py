@@ -13,12 +13,14 @@ from torch import Tensor
 from dnassm.kernels import nvrtc
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
-from dnassm.kernels.selective_scan.cuda.shape import Shape
+from dnassm.kernels.selective_scan.cuda.shape import TILE, Shape, span_of
 from dnassm.kernels.selective_scan.cuda.walk import Walk, dense, walked
 
 PRIORITY = 40
 
 _MOST_STATES = 128
+# What `chunk_ends` takes for a step that it looks at, as a share of the main pass.
+_ENDS_OF_FORWARD, _ENDS_OF_BACKWARD = 0.72, 0.33
 
 
 def supports(scan: Scan) -> str | None:
@@ -46,12 +48,13 @@ def marks_shape(scan: Scan) -> tuple[int, ...]:
     return (batch, -(-length // shape.span), warps, 512)
 
 
-def mark_steps(scan: Scan) -> int:
-    """Steps between two marks: a part of a row that begins on one has its marks among the row's.
+def mark_steps(length: int, marks: Tensor) -> int:
+    """Steps between two `marks` of rows of this length.
 
-    Its `backward` takes no more of `initial_state` than that there is one.
+    A part of a row that begins on a mark has its marks among the row's; its `backward` takes no
+    more of `initial_state` than that there is one.
     """
-    return Shape.of(scan).span
+    return span_of(length, marks.shape[1])
 
 
 def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +67,7 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     last = marks.new_empty(scan.state_shape)
     walk.enter(0, walk.length, y=y, marks=marks)
     walk.give(last=last)
-    walk.cut(walk.shape.widths, walk.shape.held, pre_pass=1.0)
+    walk.cut(walk.shape.layouts, whole=TILE, pre_pass=_ENDS_OF_FORWARD)
     walk.start(walk.initial_row, adjoint=False)
     walk.forward()
     return y.to(scan.x.dtype), walked(last, scan).to(scan.state_dtype), marks
@@ -72,14 +75,14 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
     """Gradients; those of dt, z and x lie over dt, z and dy where `Scan.overwrite` names them."""
-    return _gradients(Walk(scan), marks, dy, dfinal, None)
+    return _gradients(Walk(scan, marks), marks, dy, dfinal, None)
 
 
 def backward_and_output(
     scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Gradients, Tensor]:
     """Gradients as from `backward`, and y once more: all but its last factor is found for dz."""
-    walk = Walk(scan)
+    walk = Walk(scan, marks)
     y = torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
     found = _gradients(walk, marks, dy, dfinal, y)
     return found, y.to(scan.x.dtype)
@@ -108,8 +111,8 @@ def _gradients(
         # y lies as dx does: where it is not asked for, dx says how.
         output = along["dx"] if y is None else y
         walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=output, dy=dy, **along)
-        width = shape.threads // 32
-        chunks = walk.cut((width,), width * shape.resident, pre_pass=0.15)
+        layouts = (shape.of_backward,)
+        chunks = walk.cut(layouts, whole=shape.span, pre_pass=_ENDS_OF_BACKWARD)
         walk.start(carry, adjoint=True)
         carry = torch.empty_like(carry)
         by_chunk = marks.new_empty(walk.batch * chunks, scan.A.shape[1] + 2, walk.channels)

@@ -151,9 +151,9 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     __syncwarp();
     EACH4(q) EACH4(j) grad_a[q][j] = 0.f;
     const int mine = 4 * me.cl + owned<1, SL>();  // the first channel whose sums over states end up here
-    float through[OWN_CHANNELS], grad_skip[OWN_CHANNELS], grad_bias[OWN_CHANNELS];
+    float through[OWN_SUMS], grad_skip[OWN_SUMS], grad_bias[OWN_SUMS];
 #pragma unroll
-    for (int q = 0; q < OWN_CHANNELS; q++) {
+    for (int q = 0; q < OWN_SUMS; q++) {
       through[q] = skip && mine + q < me.valid ? skip[me.channel + mine + q] : 0.f;
       grad_skip[q] = grad_bias[q] = 0.f;
     }
@@ -264,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             if (HAS_Z || OUTPUT) {
               sum4<1, SL>(y_core[i & 1]);
 #pragma unroll
-              for (int q = 0; q < OWN_CHANNELS; q++) {
+              for (int q = 0; q < OWN_SUMS; q++) {
                 const float y_open = fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
                 if (HAS_Z && me.sq < 4) work.slope.v[i][mine + q] *= y_open;
 #if OUTPUT
@@ -309,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             sum4<1, SL>(by_inflow[i & 1]);
             if (SL == 1) __syncwarp();
 #pragma unroll
-            for (int q = 0; q < OWN_CHANNELS; q++) {
+            for (int q = 0; q < OWN_SUMS; q++) {
               const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
               const float grad = work.grad.v[i][mine + q], inflow = by_inflow[i & 1][q];
               const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(size);
@@ -359,7 +359,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         {
           const auto write = [&](Tile &tile, T *to, i64 stride) {
             Rows result;
-            EACH_ROUND(r) result.set(r, tile.at(r));
+            EACH_ROUND(r) result.set(r, tile.at(r, 0));
             result.store(to, stride, steps, me.valid);
           };
           write(work.value, dx + out + t * yt, yt);
@@ -391,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     float *sums_at = by_chunk + (batch * chunks + c) * channels * (N + 2);
     store_states(sums_at, grad_a, me);
 #pragma unroll
-    for (int q = 0; q < OWN_CHANNELS; q++)
+    for (int q = 0; q < OWN_SUMS; q++)
       if (me.sq < 4 && mine + q < me.valid) {
         sums_at[channels * N + me.channel + mine + q] = grad_skip[q];
         sums_at[channels * (N + 1) + me.channel + mine + q] = grad_bias[q];

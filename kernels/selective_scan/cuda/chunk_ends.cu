@@ -10,22 +10,26 @@ template <int COUNT>
 __device__ __forceinline__ void add_tile(States sum, float *s, const States a, const Tile &size, const Tile &inflow,
                                          const float (*map)[NPAD], const Place &me) {
   float d[2][4], v[2][4], m[2][4];
+  const auto time = [](int k) { return ADJOINT ? k : TB - 1 - k; };
   const auto need = [&](int k) {
-    const int i = ADJOINT ? k : TB - 1 - k;
-    load4(d[k & 1], &size.v[i][4 * me.cl]);
-    load4(v[k & 1], &inflow.v[i][4 * me.cl]);
+    const int i = time(k);
+    if (k % GROUP == 0) {
+      load4(d[k / GROUP & 1], &size.v[i / GROUP][4 * me.cl]);
+      load4(v[k / GROUP & 1], &inflow.v[i / GROUP][4 * me.cl]);
+    }
     load4(m[k & 1], &map[i][4 * me.sq]);
   };
   need(0);
 #pragma unroll
   for (int k = 0; k < TB; k++) {
-    const int now = k & 1;
+    const int now = k & 1, group = k / GROUP & 1;
     if (k + 1 < TB) need(k + 1);
-    EACH4(q) {
-      const float after = s[q] + d[now][q], weight = ADJOINT ? after : s[q];
+    EACH_CHANNEL(q) {
+      const int at = time(k) % GROUP * NC + q;
+      const float after = s[q] + d[group][at], weight = ADJOINT ? after : s[q];
       s[q] = after;
 #pragma unroll
-      for (int j = 0; j < COUNT; j++) sum[q][j] = fmaf(ex2(weight * a[q][j]), v[now][q] * m[now][j], sum[q][j]);
+      for (int j = 0; j < COUNT; j++) sum[q][j] = fmaf(ex2(weight * a[q][j]), v[group][at] * m[now][j], sum[q][j]);
     }
   }
 }
@@ -34,7 +38,7 @@ __device__ __forceinline__ int count_alive(const States a, const float *s, const
   int count = 0;
   EACH4(j) {
     float slowest = -1e30f;
-    EACH4(k) if (4 * me.cl + k < me.valid && state(me, j) < N) slowest = fmaxf(slowest, a[k][j] * s[k]);
+    EACH_CHANNEL(k) if (NC * me.cl + k < me.valid && state(me, j) < N) slowest = fmaxf(slowest, a[k][j] * s[k]);
     if (EXACT || !SOFTPLUS || __any_sync(~0u, slowest > FORGOTTEN)) count = j + 1;
   }
   return count;
@@ -49,20 +53,20 @@ struct Work {
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) {
   extern __shared__ __align__(16) float memory[];
   float(*maps_at)[NPAD] = (float(*)[NPAD])memory;  // TILES tiles and TILES more
-  const Place me = place(blockIdx.y, columns, per_group);
+  const Place me = place(blockIdx.z, columns, per_group);
   Work &work = ((Work *)(memory + 2 * TILES * TB * NPAD))[me.warp];
   Tile &size = work.size, &inflow = work.inflow;
   Vector &shift = work.shift;
   shift.load(bias, me);
   __syncwarp();
-  const i64 batch = blockIdx.z, c = blockIdx.x + (ADJOINT ? 1 : 0);
+  const i64 batch = blockIdx.y, c = blockIdx.x + skipped;
   const i64 begin = c * chunk, end = min(begin + chunk, length);
   const int steps = (int)(end - begin), tiles = (steps + TB - 1) / TB;
   const auto index = [&](int tile) { return ADJOINT ? tile : tiles - 1 - tile; };  // in time
 
   States a, sum;
   load_rates(a, A, me);
-  EACH4(k) EACH4(j) sum[k][j] = 0.f;
+  EACH_CHANNEL(k) EACH4(j) sum[k][j] = 0.f;
   const T *map = ADJOINT ? C + batch * Cb + me.group * Cg : B + batch * Bb + me.group * Bg;
   const i64 mt = ADJOINT ? Ct : Bt, mn = ADJOINT ? Cn : Bn;
   // x, or dy and z: of this lane, at the tile that is fetched next.
@@ -71,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
   const T *pv = (ADJOINT ? dy + batch * dyb : x + batch * xb) + me.channel + t0 * vt + Rows::start(vt);
   const T *pz = ADJOINT && HAS_Z ? z + batch * zb + me.channel + t0 * zt + Rows::start(zt) : z;
 
-  float s[4] = {0.f, 0.f, 0.f, 0.f};
+  float s[NC] = {};
   bool cut = false;
   Maps<1, TILES * TB> maps;
   Rows raw, value, gate;
@@ -97,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
     if (first + TILES < tiles) fetch_maps(first + TILES);
     if (!PACKED && count == 0) continue;
 #if SERIES
-    float fastest[4];
+    float fastest[NC];
     if (count > 2) fastest_alive(fastest, a, s);
 #endif
     const int tiles_here = min(TILES, tiles - first), low = index_of_maps(first);
@@ -145,14 +149,14 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
         const float *given = ADJOINT ? dlast : initial;
         States edge;
         load_states(edge, given ? given + sequence * channels * N : given, me);
-        EACH4(q) EACH4(j) sum[q][j] = fmaf(ex2(a[q][j] * s[q]), edge[q][j], sum[q][j]);
+        EACH_CHANNEL(q) EACH4(j) sum[q][j] = fmaf(ex2(a[q][j] * s[q]), edge[q][j], sum[q][j]);
       }
 #endif
     }
   }
-  const i64 at = (batch * chunks + c) * channels;
+  const i64 at = (batch * chunks + blockIdx.x) * channels;
   store_states(ends + at * N, sum, me);
   // NaN: nothing of what enters the chunk leaves it.
-  EACH4(q) if (me.sq == 0 && 4 * me.cl + q < me.valid)
-    sums[at + me.channel + 4 * me.cl + q] = cut ? __int_as_float(0x7fffffff) : s[q];
+  EACH_CHANNEL(q) if (me.sq == 0 && NC * me.cl + q < me.valid)
+    sums[at + me.channel + NC * me.cl + q] = cut ? __int_as_float(0x7fffffff) : s[q];
 }

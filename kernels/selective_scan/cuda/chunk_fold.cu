@@ -1,33 +1,41 @@
-// Chain what `chunk_ends` found: `starts` becomes what enters each chunk, of which `ends` and `sums`
-// hold `pieces` each (the last chunk maybe fewer). One thread per (batch, channel, state).
+// Chain what `chunk_ends` found: `starts` becomes what enters each chunk. `ends` and `sums` hold `found` pieces, a
+// power of two `pieces` of them to a chunk, of all chunks but the one that hands nothing on: the last of them, or
+// `backwards` the first. One thread per (batch, channel, state).
 
-#define FOLD 16
+// Pieces fetched together: one after the other they would be waited for. No __restrict__ on what is fetched: the
+// compiler would move each fetch down to where it is used.
+#define FOLD 32
 
-extern "C" __global__ void __launch_bounds__(256)
-    chunk_fold(const float *__restrict__ ends, const float *__restrict__ sums, const float *__restrict__ A,
-               const float *__restrict__ first, float *__restrict__ starts, i64 states, i64 total,
-               i64 count, i64 pieces_, i64 backwards) {
-  const i64 i = blockIdx.x * 256ll + threadIdx.x, batch = blockIdx.y;
+extern "C" __global__ void __launch_bounds__(NTH)
+    chunk_fold(const float *ends, const float *sums, const float *__restrict__ A,
+               const float *__restrict__ first, float *starts, i64 states, i64 found,
+               i64 count, i64 pieces, i64 backwards) {
+  const i64 i = blockIdx.x * (i64)NTH + threadIdx.x, batch = blockIdx.y;
   if (i >= count) return;
   const float a = A[i] * LOG2E;
   float carry = first ? first[batch * count + i] : 0.f;
-  const int pieces = (int)pieces_, log = __ffs(pieces) - 1, chunks = ((int)total + pieces - 1) >> log;
-  const int apart = count / states;
-  for (int k0 = 0; k0 < total; k0 += FOLD) {
-    float s[FOLD], end[FOLD];  // fetched together: one after the other they would be waited for
+  const int log = __ffs((int)pieces) - 1, each = (int)pieces - 1, enters = backwards ? each : 0;
+  const i64 chunks = ((found + each) >> log) + 1, entry = batch * found + (backwards ? found - 1 : 0);
+  const int channels = (int)count / (int)states;
+  const i64 apart = backwards ? -count : count, sums_apart = backwards ? -channels : channels;
+  const float *end_at = ends + entry * count + i, *sum_at = sums + entry * channels + (int)i / (int)states;
+  const int step = backwards ? -1 : 1;
+  int piece = backwards ? (int)found + each : 0;
+  float *start_at = starts + (batch * chunks + (piece >> log)) * count + i;
+  *start_at = carry, start_at += apart;
+  for (int left = (int)found; left > 0; left -= FOLD) {
+    float s[FOLD], end[FOLD];
 #pragma unroll
     for (int k = 0; k < FOLD; k++) {
-      const int piece = min(k0 + k, (int)total - 2), at = backwards ? (int)total - 1 - piece : piece;
-      const i64 c = batch * total + at;
-      s[k] = sums[c * apart + i / states], end[k] = ends[c * count + i];
+      s[k] = end[k] = 0.f;
+      if (k < left) s[k] = *sum_at, end[k] = *end_at;
+      sum_at += sums_apart, end_at += apart;
     }
 #pragma unroll
     for (int k = 0; k < FOLD; k++) {
-      if (k0 + k >= total) break;
-      const int piece = backwards ? (int)total - 1 - k0 - k : k0 + k, within = piece & (pieces - 1);
-      const bool enters = backwards ? within == pieces - 1 || k0 + k == 0 : within == 0;
-      if (enters) starts[(batch * chunks + (piece >> log)) * count + i] = carry;
-      carry = s[k] == s[k] ? fmaf(ex2(a * s[k]), carry, end[k]) : end[k];
+      carry = s[k] == s[k] ? fmaf(ex2(a * s[k]), carry, end[k]) : end[k];  // beyond the last: as it was
+      piece += step;
+      if (k < left && (piece & each) == enters) *start_at = carry, start_at += apart;
     }
   }
 }

@@ -2,8 +2,9 @@
 // and its own behind it (walk.py says which), so no header. ../README.md, section cuda, says how the work is
 // laid out and why.
 //
-// A thread holds 4 channels x 4 states in registers and walks time. SL threads share 4 channels,
-// CL threads share 4 states; together they are a warp, which owns WCH channels with all N states.
+// A thread holds NC channels x 4 states in registers and walks time. SL threads share NC channels,
+// CL threads share 4 states; together they are a warp, which owns WCH channels with all N states. NC is 4;
+// 2 or 1 make more warps of as many channels, in `forward` and (2) `chunk_ends`.
 // What depends on the channel alone (softplus, gates, loads, stores) is done between, TB steps at a
 // time, VEC neighbouring channels per thread, and passes through shared memory.
 //
@@ -11,8 +12,8 @@
 // chains them, and `forward` or `backward` walks each chunk from the right state; `reduce_maps` adds up
 // dB and dC.
 //
-// Macros, all set by walk.py: DTYPE (0 float, 1 bf16, 2 fp16); N states; SL; VEC; NTH threads of a block,
-// BLOCKS of them per multiprocessor; CK steps between saved states; TILES of which B and C are brought in
+// Macros, all set by walk.py: DTYPE (0 float, 1 bf16, 2 fp16); N states; NC; TB steps of a tile; SL; VEC; NTH
+// threads of a block, BLOCKS of them per multiprocessor; CK steps between saved states; TILES of which B and C are brought in
 // at once; GATHER tiles whose dB and dC are summed over the warps at once; SOFTPLUS, HAS_Z, PACKED,
 // ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well), OVER_Z (it writes dz over z,
 // by the strides of z).
@@ -20,10 +21,11 @@
 typedef long long i64;
 typedef unsigned short u16;
 
-#define TB 8                         // steps of a tile
+#define GROUP (4 / NC)               // steps of which a thread takes 4 numbers at once
+#define FLAGGED 8                    // steps of a byte of `resets`
 #define NPAD (4 * SL)                // states with padding: A = B = C = 0 there
 #define CL (32 / SL)                 // threads of a warp side by side along the channels
-#define WCH (4 * CL)                 // channels of a warp
+#define WCH (NC * CL)                // channels of a warp
 #define NWARP (NTH / 32)
 #define ROUNDS (TB * WCH / (32 * VEC))
 #define ROW (2 * NPAD)               // a step of B and C
@@ -31,6 +33,7 @@ typedef unsigned short u16;
 #define LN2 0.6931471805599453f
 #define FORGOTTEN (-40.f)            // log2 of the weight below which a state is not carried on
 #define EACH4(k) _Pragma("unroll") for (int k = 0; k < 4; k++)
+#define EACH_CHANNEL(k) _Pragma("unroll") for (int k = 0; k < NC; k++)
 
 #if DTYPE == 0
 typedef float T;
@@ -86,7 +89,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
       i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
-      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dzb, i64 dzt, i64 marks_b
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dzb, i64 dzt, i64 marks_b, i64 skipped
 
 // ---------------------------------------------------------------- arithmetic
 
@@ -149,7 +152,7 @@ __device__ __forceinline__ int owned() {
   const int lane = threadIdx.x & 31;
   return (COUNT >= 2 && lane & FIRST ? 2 : 0) + (COUNT >= 4 && lane & (2 * FIRST) ? 1 : 0);
 }
-#define OWN_CHANNELS (SL >= 4 ? 1 : 4 / SL)  // sums over states that a lane ends with
+#define OWN_SUMS (SL >= 4 ? 1 : 4 / SL)  // sums over states that a lane ends with
 #define OWN_STATES (CL >= 4 ? 1 : 4 / CL)    // sums over channels that a lane ends with
 
 // ---------------------------------------------------------------- who does what
@@ -175,43 +178,49 @@ __device__ __forceinline__ Place place(i64 column, i64 columns, i64 per_group) {
 __device__ __forceinline__ int state(const Place &me, int j) { return j * SL + me.sq; }
 __device__ __forceinline__ int position(int n) { return n % SL * 4 + n / SL; }
 
-typedef float States[4][4];  // channel, state
+typedef float States[NC][4];  // channel, state
 
 // From or to a (D, N) array; zeros where there is none.
 __device__ __forceinline__ void load_states(States h, const float *from, const Place &me) {
-  EACH4(c) EACH4(j) {
-    const bool there = from && 4 * me.cl + c < me.valid && state(me, j) < N;
-    h[c][j] = there ? from[(me.channel + 4 * me.cl + c) * N + state(me, j)] : 0.f;
+  EACH_CHANNEL(c) EACH4(j) {
+    const bool there = from && NC * me.cl + c < me.valid && state(me, j) < N;
+    h[c][j] = there ? from[(me.channel + NC * me.cl + c) * N + state(me, j)] : 0.f;
   }
 }
 __device__ __forceinline__ void store_states(float *to, const States h, const Place &me) {
-  EACH4(c) EACH4(j) {
-    if (4 * me.cl + c < me.valid && state(me, j) < N)
-      to[(me.channel + 4 * me.cl + c) * N + state(me, j)] = h[c][j];
+  EACH_CHANNEL(c) EACH4(j) {
+    if (NC * me.cl + c < me.valid && state(me, j) < N)
+      to[(me.channel + NC * me.cl + c) * N + state(me, j)] = h[c][j];
   }
 }
 // Decay rates in units of log 2.
 __device__ __forceinline__ void load_rates(States a, const float *A, const Place &me) {
   load_states(a, A, me);
-  EACH4(c) EACH4(j) a[c][j] *= LOG2E;
+  EACH_CHANNEL(c) EACH4(j) a[c][j] *= LOG2E;
 }
 
-// Marks: (B, marks, warps of all groups, 4, 32) float4, just as the threads hold them.
+// Marks: (B, marks, warps of all groups, 4, 32) float4, just as threads hold them that have 4 channels.
 __device__ __forceinline__ float4 *mark(float4 *marks, i64 batch, i64 index, i64 per_group, i64 groups,
                                         const Place &me, i64 marks_b) {
-  const i64 warps = (per_group + WCH - 1) / WCH;
-  const i64 mine = me.group * warps + (me.channel - me.group * per_group) / WCH;
-  return marks + batch * marks_b + (index * warps * groups + mine) * 128 + me.lane;
+  const i64 wide = 4 * CL, warps = (per_group + wide - 1) / wide, inside = me.channel - me.group * per_group;
+  const i64 mine = (index * groups + me.group) * warps + inside / wide;
+  const int channel = (int)(inside % wide) + NC * me.cl;
+  return marks + batch * marks_b + mine * 128 + channel % 4 * 32 + channel / 4 * SL + me.sq;
+}
+// Whether the warp has a share of them: also of channels that only fill the last 4 CL of a group, as zeros.
+__device__ __forceinline__ bool has_marks(i64 per_group, const Place &me) {
+  const i64 inside = me.channel - me.group * per_group;
+  return inside < (per_group + 4 * CL - 1) / (4 * CL) * (4 * CL);
 }
 template <typename Address>
 __device__ __forceinline__ void load_mark(States h, const Address *from, i64 apart) {
-  EACH4(c) {
+  EACH_CHANNEL(c) {
     const float4 v = from[c * apart];
     h[c][0] = v.x, h[c][1] = v.y, h[c][2] = v.z, h[c][3] = v.w;
   }
 }
 __device__ __forceinline__ void store_mark(float4 *to, const States h, i64 apart) {
-  EACH4(c) to[c * apart] = make_float4(h[c][0], h[c][1], h[c][2], h[c][3]);
+  EACH_CHANNEL(c) to[c * apart] = make_float4(h[c][0], h[c][1], h[c][2], h[c][3]);
 }
 __device__ __forceinline__ void load4(float *v, const float *from) {
   const float4 all = *(const float4 *)from;
@@ -293,38 +302,51 @@ struct Rows {
 #define EACH_ROUND(r) _Pragma("unroll") for (int r = 0; r < ROUNDS; r++)
 #define EACH_NEIGHBOUR(k) _Pragma("unroll") for (int k = 0; k < VEC; k++)
 
-// The same tile as floats in shared memory. 4 more per row: the rows of a store then hit other banks.
+// The same tile as floats in shared memory: a row is GROUP steps, in it the 4 numbers of a thread, NC channels
+// of each step, lie together. 4 more per row: the rows of a store then hit other banks.
 struct alignas(16) Tile {
-  float v[TB][WCH + 4];
+  float v[TB / GROUP][4 * CL + 4];
 
-  __device__ __forceinline__ float *at(int r) { return &v[Rows::row(r)][Rows::column(r)]; }
+  // Of neighbour k in a round. NC of them lie side by side.
+  __device__ __forceinline__ float *at(int r, int k) {
+    const int step = Rows::row(r), channel = Rows::column(r) + k;
+    return &v[step / GROUP][channel / NC * 4 + step % GROUP * NC + channel % NC];
+  }
   __device__ __forceinline__ void put(int r, const float *all) {
-    if (VEC >= 4) {
+    if (VEC >= 4 && NC == 4) {
 #pragma unroll
       for (int k = 0; k + 3 < VEC; k += 4)
-        *(float4 *)(at(r) + k) = make_float4(all[k], all[k + 1], all[k + 2], all[k + 3]);
+        *(float4 *)at(r, k) = make_float4(all[k], all[k + 1], all[k + 2], all[k + 3]);
+    } else if (VEC >= 2 && NC == 2) {
+#pragma unroll
+      for (int k = 0; k + 1 < VEC; k += 2) *(float2 *)at(r, k) = make_float2(all[k], all[k + 1]);
     } else {
-      EACH_NEIGHBOUR(k) at(r)[k] = all[k];
+      EACH_NEIGHBOUR(k) *at(r, k) = all[k];
     }
   }
   __device__ __forceinline__ void get(int r, float *all) {
-    if (VEC >= 4) {
+    if (VEC >= 4 && NC == 4) {
 #pragma unroll
-      for (int k = 0; k + 3 < VEC; k += 4) load4(all + k, at(r) + k);
+      for (int k = 0; k + 3 < VEC; k += 4) load4(all + k, at(r, k));
+    } else if (VEC >= 2 && NC == 2) {
+#pragma unroll
+      for (int k = 0; k + 1 < VEC; k += 2) {
+        const float2 two = *(const float2 *)at(r, k);
+        all[k] = two.x, all[k + 1] = two.y;
+      }
     } else {
-      EACH_NEIGHBOUR(k) all[k] = at(r)[k];
+      EACH_NEIGHBOUR(k) all[k] = *at(r, k);
     }
   }
 };
 
 // ---------------------------------------------------------------- B and C
 
-// ROWS steps of B and C, or of one of them, as floats in shared memory, states permuted.
+// ROWS steps of B and C, or of one of them, in shared memory, states permuted.
 template <int KINDS, int ROWS = TB>
 struct Maps {
   static const int TOTAL = ROWS * KINDS * NPAD, EACH = (TOTAL + NTH - 1) / NTH;
   T held[EACH];  // as they lie in memory: widening here would wait for them
-
   __device__ __forceinline__ void load(const T *B, i64 Bt, i64 Bn, const T *C, i64 Ct, i64 Cn, i64 rows) {
     // Threads in a row of B or C: then every value of a thread is of the same state.
     const bool regular = NTH % (KINDS * NPAD) == 0;
@@ -351,11 +373,21 @@ struct Maps {
       }
     }
   }
+  // As floats, a row of each kind after the other.
   __device__ __forceinline__ void store(float *to) const {
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * NTH;
       if (TOTAL % NTH == 0 || i < TOTAL) to[i / NPAD * NPAD + position(i % NPAD)] = widen(held[j]);
+    }
+  }
+  // As they lie in memory, the 4 of B and the 4 of C that a thread takes side by side.
+  __device__ __forceinline__ void store_narrow(T *to) const {
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * NTH, n = i % NPAD, kind = i / NPAD % KINDS;
+      if (TOTAL % NTH == 0 || i < TOTAL)
+        to[i / (KINDS * NPAD) * (KINDS * NPAD) + n % SL * (4 * KINDS) + 4 * kind + n / SL] = held[j];
     }
   }
 };
@@ -367,6 +399,17 @@ struct alignas(16) Vector {
     for (int k = me.lane; k < WCH; k += 32) v[k] = from && k < me.valid ? from[me.channel + k] : 0.f;
   }
   __device__ __forceinline__ float get(int r, int k) const { return v[Rows::column(r) + k]; }
+};
+// The same in registers: what a lane needs of them.
+struct Held {
+  float v[ROUNDS][VEC];
+  __device__ __forceinline__ void load(const float *from, const Place &me) {
+    EACH_ROUND(r) EACH_NEIGHBOUR(k) {
+      const int column = Rows::column(r) + k;
+      v[r][k] = from && column < me.valid ? from[me.channel + column] : 0.f;
+    }
+  }
+  __device__ __forceinline__ float get(int r, int k) const { return v[r][k]; }
 };
 // 1 for a row of the tile in [from, until), else 0: a factor keeps the prologue free of branches.
 __device__ __forceinline__ float inside(int r, int from, int until) {

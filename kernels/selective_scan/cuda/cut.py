@@ -2,13 +2,13 @@
 
 A block is some warps that share B and C; a multiprocessor holds as many blocks as registers allow.
 Few chunks mean little work twice (what a chunk hands on has to be found first), many fill the
-device: the cheapest of all cuts by the model below is taken, once per problem size.
+device: the cheapest of all cuts by the model below is taken, once per problem size. Few channels
+per thread make more warps of the same work, each of which costs more.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,112 +20,159 @@ _ALONE = 0.26
 # A block of half as many warps brings in B and C twice as often, and blocks that are not in step
 # end at different times: 3.30 ms with 16 warps, 3.45 with 8, 3.96 with 4 at (1, 512, 2^20).
 _NARROW = 0.1
-# `chunk_ends` waits for memory more: half full it takes four fifths of the time. Its blocks end at
-# different times, others take their place, and half of a block's warps wait for the others: at
-# (8, 1536, 8192) blocks of 16, 8, 4 and 2 warps took 0.53, 0.49, 0.40 and 0.45 ms.
-_ALONE_UNEVEN, _TAIL = 0.7, 0.5
-# What `chunk_ends` costs of a main pass: all of it where nothing is forgotten, and for each state
-# beyond that a reading of every step. From chunks of 1024 and 8192 steps.
-_READING, _MEMORY = 0.35, 3000
+# Blocks of `chunk_ends` end at different times. Where others take their place, half of a block's
+# warps wait for the others, and the last ones go on by themselves; where all are there at once,
+# what remembers for long does, at a quarter of the pace of all. Half full it takes four fifths of
+# the time.
+_ALONE_UNEVEN, _TAIL, _LAST, _AT_ONCE, _STRAGGLER = 0.6, 0.4, 0.4, 1.2, 0.28
+# What it costs to look at a step, on average: less in long chunks, where most is forgotten before
+# the end. Full multiprocessors took 300, 180, 135 and 115 ns with 512, 2048, 4096 and 8192 steps.
+_FIRST, _LATER = 0.9, 0.28
 _ENTERING = 100
 """Steps that a block takes as long for as to start, to load a state and to be chained."""
+_WORTH = 0.995
+"""Longer chunks are left for shorter ones that take less than this share of their time."""
+
+
+class Layout(NamedTuple):
+    """How many channels a thread holds, and what follows."""
+
+    held: int
+    """Channels of a thread."""
+    tile: int
+    """Steps of a tile."""
+    rows: int
+    """Steps of B and C that the widest block brings in at once."""
+    warps: int
+    """A multiprocessor holds so many."""
+    widths: tuple[int, ...]
+    """Warps that a block may have, widest first."""
+    time: float
+    """Of a full multiprocessor for a step of all its channels."""
+    shortest: int = 1
+    """Steps of a chunk from which on it is offered."""
 
 
 class Problem(NamedTuple):
     """Sizes that the cut follows from."""
 
-    warps: int
-    """Side by side along the channels of a group."""
+    channels: int
+    """Of a group, in warps whose threads hold one channel."""
     rows: int
     """Groups x batch."""
     steps: int
     multiprocessors: int
-    held: int
-    """Warps that a multiprocessor holds."""
-    widths: tuple[int, ...]
-    """Warps that a block may have, widest first."""
 
-    def time(self, width: int, chunks: int) -> float:
-        """Of all chunks, in times that a multiprocessor full of wide blocks takes for one."""
-        blocks, slots = self._blocks(width, chunks)
+    def time(self, layout: Layout, width: int, chunks: int) -> float:
+        """Of a step of all chunks, in those of one multiprocessor full of the widest layout."""
+        blocks, slots = self._blocks(layout, width, chunks)
         waves, rest = divmod(blocks, slots)
-        narrow = 1 + _NARROW * math.log2(self.held / width)
-        return narrow * (waves + (self._part(rest, width, _ALONE) if rest else 0.0))
+        narrow = 1 + _NARROW * math.log2(layout.widths[0] / width)
+        part = self._part(rest, width / layout.warps, _ALONE) if rest else 0.0
+        return layout.time * narrow * (waves + part)
 
-    def time_uneven(self, width: int, chunks: int) -> float:
-        """The same of `chunk_ends`, whose blocks end when all that they hold is forgotten."""
-        blocks, slots = self._blocks(width, chunks)
+    def time_uneven(self, layout: Layout, width: int, chunks: int, steps: int) -> float:
+        """Of a step of `chunk_ends`, whose blocks end when all that they hold is forgotten."""
+        blocks, slots = self._blocks(layout, width, chunks)
+        share = width / layout.warps
+        seen = layout.time * min(_FIRST, _LATER + (1 - _LATER) * 740 / steps)
         if blocks > slots:
-            narrow = 1 + _NARROW * max(0.0, math.log2(self.held / 4 / width))
-            return narrow * (blocks / slots + _TAIL * width / self.held)
-        narrow = 1 + _NARROW * abs(math.log2(self.held / 2 / width))
-        return narrow * self._part(blocks, width, _ALONE_UNEVEN)
+            narrow = 1 + _NARROW * max(0.0, -math.log2(4 * share))
+            return seen * narrow * (blocks / slots + _TAIL * share + _LAST)
+        narrow = _AT_ONCE + _NARROW * abs(math.log2(2 * share))
+        return max(seen * narrow * self._part(blocks, share, _ALONE_UNEVEN), _STRAGGLER)
 
-    def _blocks(self, width: int, chunks: int) -> tuple[int, int]:
+    def across(self, layout: Layout, width: int) -> int:
+        """Blocks of a chunk, of all rows."""
+        return -(-self.channels // (width * layout.held)) * self.rows
+
+    def _blocks(self, layout: Layout, width: int, chunks: int) -> tuple[int, int]:
         """How many there are, and how many the device holds."""
-        across = -(-self.warps // width) * self.rows
-        return across * chunks, self.held // width * self.multiprocessors
+        return self.across(layout, width) * chunks, layout.warps // width * self.multiprocessors
 
-    def _part(self, blocks: int, width: int, alone: float) -> float:
-        """Of a wave that fills the device in part."""
-        busy = -(-blocks // self.multiprocessors) * width / self.held
-        return alone + (1 - alone) * busy
+    def _part(self, blocks: int, share: float, alone: float) -> float:
+        """Of a wave that fills the device in part; a block has a `share` of a multiprocessor."""
+        return alone + (1 - alone) * -(-blocks // self.multiprocessors) * share
 
 
 class Cut(NamedTuple):
     """Chunks of `steps` each, the last may be shorter, by blocks of `width` warps."""
 
+    layout: Layout
     width: int
     steps: int
     chunks: int
+    cost: float
+
+
+class PrePass(NamedTuple):
+    """What finds the states that enter chunks."""
+
+    layouts: tuple[Layout, ...]
+    tile: int
+    """Steps of which a chunk's pieces are whole multiples."""
+    share: float
+    """Its time for a step, of that of the main pass."""
 
 
 @functools.cache
-def cut(problem: Problem, span: int, pre_pass: float) -> Cut:
-    """Of the main pass, in chunks of whole spans.
-
-    `pre_pass` is the cost of finding what chunks hand on, as a share of the main pass, when all
-    steps of a chunk have to be looked at.
-    """
-    spans = -(-problem.steps // span)
-    best, cheapest = None, float("inf")
-    for width, per_chunk in itertools.product(problem.widths, _divisions(spans, problem)):
-        steps, chunks = per_chunk * span, -(-spans // per_chunk)
-        cost = problem.time(width, chunks) * (steps + _ENTERING)
-        if chunks > 1:
-            cost *= 1 + pre_pass * _seen(steps)
-        if cost < 0.985 * cheapest:
-            best, cheapest = Cut(width, steps, chunks), cost
+def cut(problem: Problem, layouts: tuple[Layout, ...], pre_pass: PrePass, whole: int) -> Cut:
+    """Of the main pass, in chunks of whole multiples of `whole` steps and of the layout's tile."""
+    best = None
+    for layout in layouts:
+        unit = math.lcm(whole, layout.tile)
+        for steps in _lengths(problem, layout, unit):
+            chunks = -(-problem.steps // steps)
+            cost, width = min(
+                (problem.time(layout, width, chunks), -width) for width in layout.widths
+            )
+            cost *= steps + _ENTERING
+            worth = math.inf if best is None else _WORTH * best.cost
+            if chunks > 1 and cost < worth:
+                cost += pre_pass.share * cut_ends(problem, pre_pass, steps).cost
+            if cost < worth:
+                best = Cut(layout, -width, steps, chunks, cost)
     if best is None:
         raise ValueError(f"no cut of {problem}")
     return best
 
 
 @functools.cache
-def cut_ends(problem: Problem, chunk: int, tile: int) -> Cut:
-    """Of the pass before it: each chunk in 1, 2 or 4 pieces of whole tiles, for more blocks."""
-    best, cheapest = None, float("inf")
-    for width, pieces in itertools.product(problem.widths, (1, 2, 4)):
-        if chunk % (pieces * tile):
-            continue
+def cut_ends(problem: Problem, pre_pass: PrePass, chunk: int) -> Cut:
+    """Of the pass before it: all chunks but one in 1, 2 or 4 pieces each, for more blocks."""
+    best = None
+    chunks = -(-problem.steps // chunk) - 1
+    for pieces in (1, 2, 4):
         steps = chunk // pieces
-        count = -(-problem.steps // steps)
-        cost = problem.time_uneven(width, count - 1) * (steps + _ENTERING) * _seen(steps)
-        if cost < 0.985 * cheapest:
-            best, cheapest = Cut(width, steps, count), cost
+        if chunk % (pieces * pre_pass.tile):
+            continue
+        for layout in pre_pass.layouts:
+            if steps < layout.shortest:
+                continue
+            for width in layout.widths:
+                time = problem.time_uneven(layout, width, chunks * pieces, steps)
+                cost = time * (steps + _ENTERING)
+                if best is None or cost < 0.985 * best.cost:
+                    best = Cut(layout, width, steps, chunks * pieces, cost)
     if best is None:
-        raise ValueError(f"no cut of chunks of {chunk} steps into tiles of {tile}")
+        raise ValueError(f"no cut of chunks of {chunk} steps into tiles of {pre_pass.tile}")
     return best
 
 
-def _seen(steps: int) -> float:
-    """Cost of a look at chunks of so many steps, as a share of a look at all of them."""
-    return _READING + (1 - _READING) * min(1.0, _MEMORY / steps)
+def _lengths(problem: Problem, layout: Layout, unit: int) -> Iterator[int]:
+    """Steps per chunk worth a look, longest first: up to four full devices of chunks.
 
-
-def _divisions(spans: int, problem: Problem) -> Iterator[int]:
-    """Numbers of spans per chunk worth a look: up to four full devices of chunks."""
-    across = -(-problem.warps // problem.widths[0]) * problem.rows
-    slots = problem.held // problem.widths[-1] * problem.multiprocessors
-    most = min(spans, max(1, 4 * slots // across), _MOST_CHUNKS)
-    yield from sorted({-(-spans // wanted) for wanted in range(1, most + 1)}, reverse=True)
+    Any number of chunks up to 32, those that fill the device a whole number of times, and some
+    between.
+    """
+    units = -(-problem.steps // unit)
+    slots = layout.warps // layout.widths[-1] * problem.multiprocessors
+    most = min(units, max(1, 4 * slots // problem.across(layout, layout.widths[-1])), _MOST_CHUNKS)
+    wanted = {*range(1, min(most, 32) + 1), most}
+    count = 32.0
+    while (count := count * 1.1) < most:
+        wanted.add(int(count))
+    for width in layout.widths:
+        full = layout.warps // width * problem.multiprocessors / problem.across(layout, width)
+        wanted |= {int(full * waves) for waves in range(1, 5) if 1 <= full * waves <= most}
+    yield from sorted({-(-units // chunks) * unit for chunks in wanted}, reverse=True)

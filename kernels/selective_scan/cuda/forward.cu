@@ -1,21 +1,43 @@
 // The forward of a chunk from the state that enters it.
 
+// With one channel per thread the reads of B and C from shared memory are what takes longest, and registers are
+// free: B and C stay narrow, what depends on the channel alone is held.
+#define NARROW_MAPS (NC == 1 && DTYPE != 0)
+#define MAP_ROW (NARROW_MAPS ? NPAD : ROW)  // floats that a step of B and C takes
+
 // A warp's share of shared memory.
 struct Work {
   Tile size, inflow;  // d; d u, then y
+#if NC > 1
   Vector shift, through;
+#endif
 };
+
+// 4 of B and 4 of C, of a step.
+__device__ __forceinline__ void load_maps(float *b, float *m, const float *row, const Place &me) {
+#if NARROW_MAPS
+  const uint4 all = *(const uint4 *)(row + 4 * me.sq);
+  b[0] = lower(all.x), b[1] = upper(all.x), b[2] = lower(all.y), b[3] = upper(all.y);
+  m[0] = lower(all.z), m[1] = upper(all.z), m[2] = lower(all.w), m[3] = upper(all.w);
+#else
+  load4(b, row + 4 * me.sq), load4(m, row + NPAD + 4 * me.sq);
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   extern __shared__ __align__(16) float memory[];
-  float(*maps_at)[ROW] = (float(*)[ROW])memory;  // TILES tiles and TILES more
-  const Place me = place(blockIdx.y, columns, per_group);
-  Work &work = ((Work *)(memory + 2 * TILES * TB * ROW))[me.warp];
+  float(*maps_at)[MAP_ROW] = (float(*)[MAP_ROW])memory;  // TILES tiles and TILES more
+  const Place me = place(blockIdx.z, columns, per_group);
+  Work &work = ((Work *)(memory + 2 * TILES * TB * MAP_ROW))[me.warp];
   Tile &size = work.size, &inflow = work.inflow;
+#if NC > 1
   Vector &shift = work.shift, &through = work.through;
+#else
+  Held shift, through;
+#endif
   shift.load(bias, me), through.load(skip, me);
   __syncwarp();
-  const i64 batch = blockIdx.z, c = blockIdx.x;
+  const i64 batch = blockIdx.y, c = blockIdx.x;
   const i64 begin = c * chunk, end = min(begin + chunk, length);
 
   States a, h;
@@ -27,11 +49,14 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   const T *pz = HAS_Z ? z + batch * zb + begin * zt + first + Rows::start(zt) : z;
   T *py = y + batch * yb + begin * yt + first + Rows::start(yt);
   const T *pB = B + batch * Bb + begin * Bt + me.group * Bg, *pC = C + batch * Cb + begin * Ct + me.group * Cg;
-  float4 *next_mark = mark(marks, batch, begin / CK, per_group, groups, me, marks_b);
-  const i64 marks_apart = mark(marks, batch, 1, per_group, groups, me, marks_b) -
-                          mark(marks, batch, 0, per_group, groups, me, marks_b);
+  // Marks lie at whole multiples of CK steps, chunks begin anywhere.
+  const i64 index = (begin + CK - 1) / CK;
+  int until_mark = (int)(index * CK - begin);
+  float4 *next_mark = mark(marks, batch, index, per_group, groups, me, marks_b);
+  const i64 marks_apart = mark(marks, batch, index + 1, per_group, groups, me, marks_b) - next_mark;
+  const bool marked = marks && has_marks(per_group, me);
 #if PACKED
-  i64 sequence = before[begin / TB];
+  i64 sequence = before[begin / FLAGGED];
 #endif
 
   Maps<2, TILES * TB> maps;
@@ -41,13 +66,19 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   raw.load(pd, dtt, rows, me.valid);
   next_u.load(px, xt, rows, me.valid);
   if (HAS_Z) next_gate.load(pz, zt, rows, me.valid);
-  for (int tile = 0; rows > 0; tile++, rows -= TB) {
+  for (int tile = 0; rows > 0; tile++, rows -= TB, until_mark -= TB) {
     const int inside_maps = tile % TILES;
-    float(*here)[ROW] = maps_at + tile % (2 * TILES) * TB;
-    if (inside_maps == 0) maps.store(&here[0][0]);
-    if (tile % (CK / TB) == 0) {
-      if (marks && me.valid > 0) store_mark(next_mark, h, 32);
-      next_mark += marks_apart;
+    float(*here)[MAP_ROW] = maps_at + tile % (2 * TILES) * TB;
+    if (inside_maps == 0) {
+#if NARROW_MAPS
+      maps.store_narrow((T *)here);
+#else
+      maps.store((float *)here);
+#endif
+    }
+    if (until_mark == 0) {
+      if (marked) store_mark(next_mark, h, 32);
+      next_mark += marks_apart, until_mark = CK;
     }
     u = next_u, gate = next_gate;
     EACH_ROUND(r) {
@@ -70,22 +101,25 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     next_u.load(px, xt, rows - TB, me.valid);
     if (HAS_Z) next_gate.load(pz, zt, rows - TB, me.valid);
 #if PACKED
-    const int flags = resets[begin / TB + tile];
+    const unsigned char *flagged = resets + (begin + tile * TB) / FLAGGED;
+    int flags = flagged[0];
+    if (TB > FLAGGED && rows > FLAGGED) flags |= flagged[1] << FLAGGED;
 #endif
-    // What step i + 1 needs is fetched before step i is computed, and the sums of step i are finished
-    // after step i + 1: a warp waits neither for shared memory nor for shuffles.
+    // What step i + 1 needs is fetched before step i is computed, and the sums of a group of steps are
+    // finished after the step behind it: a warp waits neither for shared memory nor for shuffles.
     float d[2][4], in[2][4], b[2][4], m[2][4], out[2][4];
     const auto fetch = [&](int i) {
-      load4(d[i & 1], &size.v[i][4 * me.cl]);
-      load4(in[i & 1], &inflow.v[i][4 * me.cl]);
-      load4(b[i & 1], &here[i][4 * me.sq]);
-      load4(m[i & 1], &here[i][NPAD + 4 * me.sq]);
+      if (i % GROUP == 0) {
+        load4(d[i / GROUP & 1], &size.v[i / GROUP][4 * me.cl]);
+        load4(in[i / GROUP & 1], &inflow.v[i / GROUP][4 * me.cl]);
+      }
+      load_maps(b[i & 1], m[i & 1], here[i], me);
     };
-    const auto finish = [&](int i) {
-      sum4<1, SL>(out[i & 1]);
+    const auto finish = [&](int group) {
+      sum4<1, SL>(out[group & 1]);
 #pragma unroll
-      for (int q = 0; q < OWN_CHANNELS; q++)
-        if (me.sq < 4) inflow.v[i][4 * me.cl + owned<1, SL>() + q] = out[i & 1][q];
+      for (int q = 0; q < OWN_SUMS; q++)
+        if (me.sq < 4) inflow.v[group][4 * me.cl + owned<1, SL>() + q] = out[group & 1][q];
     };
     fetch(0);
 #pragma unroll
@@ -97,18 +131,21 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
         load_states(h, initial ? initial + sequence * channels * N : initial, me);
       }
 #endif
-      const int now = i & 1;
+      const int now = i & 1, group = i / GROUP;
       if (i + 1 < TB) fetch(i + 1);
-      EACH4(q) {
-        out[now][q] = 0.f;
+      EACH_CHANNEL(q) {
+        const int k = i % GROUP * NC + q;
+        const float step = d[group & 1][k], inflow = in[group & 1][k];
+        float &sum = out[group & 1][k];
+        sum = 0.f;
         EACH4(j) {
-          h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in[now][q] * b[now][j]);
-          out[now][q] = fmaf(h[q][j], m[now][j], out[now][q]);
+          h[q][j] = fmaf(ex2(step * a[q][j]), h[q][j], inflow * b[now][j]);
+          sum = fmaf(h[q][j], m[now][j], sum);
         }
       }
-      if (i > 0) finish(i - 1);
+      if (i > 0 && i % GROUP == 0) finish(group - 1);
     }
-    finish(TB - 1);
+    finish(TB / GROUP - 1);
     __syncwarp();
     EACH_ROUND(r) {
       float result[VEC];

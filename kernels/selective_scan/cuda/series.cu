@@ -31,16 +31,25 @@ template <int DEGREE> __device__ __forceinline__ constexpr float ratio(int k) {
   const float *c = DEGREE == 3 ? c3 : DEGREE == 5 ? c5 : c7;
   return c[k] / c[k - 1];
 }
-// What a thread holds of a tile: its 4 channels at steps 2 sq and 2 sq + 1 of the walk.
+// What a thread holds of a tile: its channels at steps 2 sq and 2 sq + 1 of the walk.
 struct Steps {
-  float after[2][4];  // e_t
-  float total[4];     // of all steps of the tile
+  float after[2][NC];  // e_t
+  float total[NC];     // of all steps of the tile
   __device__ __forceinline__ static int row(const Place &me, int k) { return ADJOINT ? 2 * me.sq + k : TB - 1 - 2 * me.sq - k; }
+  // A tile's numbers of those two steps.
+  __device__ __forceinline__ static void pick(float (*v)[NC], const Tile &tile, const Place &me) {
+#if NC == 4
+    load4(v[0], &tile.v[row(me, 0)][4 * me.cl]), load4(v[1], &tile.v[row(me, 1)][4 * me.cl]);
+#else
+    float both[4];  // of one group
+    load4(both, &tile.v[row(me, 0) / GROUP][4 * me.cl]);
+    EACH_CHANNEL(c) v[0][c] = both[ADJOINT ? c : NC + c], v[1][c] = both[ADJOINT ? NC + c : c];
+#endif
+  }
   __device__ __forceinline__ void load(const Tile &size, const Place &me) {
-    float d[2][4];
-#pragma unroll
-    for (int k = 0; k < 2; k++) load4(d[k], &size.v[row(me, k)][4 * me.cl]);
-    EACH4(c) {
+    float d[2][NC];
+    pick(d, size, me);
+    EACH_CHANNEL(c) {
       const float mine = d[0][c] + d[1][c], next = __shfl_xor_sync(~0u, mine, 1), pair = mine + next;
       const float others = __shfl_xor_sync(~0u, pair, 2);
       total[c] = pair + others;
@@ -55,15 +64,14 @@ template <int DEGREE>
 __device__ __forceinline__ void add_series(States sum, const float *s, const States a, const Steps &at, const Tile &inflow,
                                            const float (*map)[NPAD], const Place &me) {
   const int split = DEGREE == 3 ? 2 : DEGREE == 5 ? 3 : 5;  // powers from here on are small enough in one part
-  float m[2][2], v[2][4];
+  float m[2][2], v[2][NC];
+  Steps::pick(v, inflow, me);
 #pragma unroll
-  for (int k = 0; k < 2; k++) {
-    load4(v[k], &inflow.v[Steps::row(me, k)][4 * me.cl]);
+  for (int k = 0; k < 2; k++)
 #pragma unroll
     for (int p = 0; p < 2; p++) m[p][k] = map[Steps::row(me, k)][me.cl / 2 * 4 + 2 * p + me.cl % 2];
-  }
 #pragma unroll
-  for (int half = 0; half < 2; half++) {  // channels 2 half and 2 half + 1
+  for (int half = 0; half < NC / 2; half++) {  // channels 2 half and 2 half + 1
     float power[DEGREE + 1][4], all[2][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -105,7 +113,7 @@ __device__ __forceinline__ void add_series(States sum, const float *s, const Sta
 // The fastest rate of each channel among the states that are not forgotten; not 0, so that no power of a step
 // overflows where all are.
 __device__ __forceinline__ void fastest_alive(float *fastest, const States a, const float *s) {
-  EACH4(c) {
+  EACH_CHANNEL(c) {
     fastest[c] = 1e-4f;
     EACH4(j) if (a[c][j] * s[c] > FORGOTTEN) fastest[c] = fmaxf(fastest[c], fabsf(a[c][j]));
   }
@@ -116,14 +124,14 @@ __device__ __forceinline__ bool try_series(States sum, float *s, const States a,
   Steps at;
   at.load(size, me);
   float most = 0.f;
-  EACH4(c) most = fmaxf(most, fastest[c] * at.total[c]);
+  EACH_CHANNEL(c) most = fmaxf(most, fastest[c] * at.total[c]);
   // As unsigned numbers floats that are not negative keep their order; NaN is the largest.
   most = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(most))) * (0.5f * LN2);
   if (!(most <= reach<7>())) return false;
   if (most <= reach<3>()) add_series<3>(sum, s, a, at, inflow, map, me);
   else if (most <= reach<5>()) add_series<5>(sum, s, a, at, inflow, map, me);
   else add_series<7>(sum, s, a, at, inflow, map, me);
-  EACH4(c) s[c] += at.total[c];
+  EACH_CHANNEL(c) s[c] += at.total[c];
   return true;
 }
 #endif

@@ -9,18 +9,26 @@ import torch
 
 from dnassm.errors import BackendError
 from dnassm.kernels.selective_scan.arguments import Scan
+from dnassm.kernels.selective_scan.cuda.cut import Layout
 
 TILE = 8
 """Steps whose states the backward holds in registers."""
 _WARPS, _BACKWARD_WARPS = 16, 8
 """Warps per multiprocessor that registers are held down for."""
-_TILES = 8
-"""Most tiles of B and C that a block brings in at once; half of them if it is narrow."""
-_MAPS = 16 << 10
-"""Most bytes of shared memory for those and the ones before them."""
+_ROWS, _MAPS = 32, 32 << 10
+"""Steps of B and C that a block brings in at once, most bytes for those and the ones before."""
 _SPANS = (128, 64, 32, 16)
+_SHORT_SPAN, _MARKS = 64, 256 << 20
+"""The short one takes 3 % less of the backward: it is taken while marks need no more bytes."""
 _GATHER = (4, 2, 1)
 """Tiles whose dB and dC may be summed over the warps of a block at once: a barrier for each."""
+# A full multiprocessor takes 397 ns for a step of 16 warps of 32 channels, 215 for 16 of 16
+# channels, 103 for 12 of 8 channels (4, 2, 1 per thread; bf16, 16 states).
+_TIME_OF_TWO, _TIME_OF_ONE = 0.54, 0.26
+_WARPS_OF_ONE, _WIDTH_OF_ONE = 12, 4
+# `chunk_ends` with 2 channels per thread takes 4 to 12 % longer where chunks have 1000 steps, and
+# 15 % less where they have 8000: fewer channels side by side are forgotten sooner.
+_ENDS_OF_TWO, _LONG = 0.47, 3900
 
 
 class Shape(NamedTuple):
@@ -34,10 +42,8 @@ class Shape(NamedTuple):
     """Steps between two marks."""
     resident: int
     """Blocks of the backward that a multiprocessor holds."""
-    held: int
-    """Warps of the forward that a multiprocessor holds."""
-    widths: tuple[int, ...]
-    """Warps that a block of the forward may have."""
+    layouts: tuple[Layout, ...]
+    """Of the forward, with 4, 2 and 1 channels per thread."""
     size: int
     """Bytes of a number along L."""
     gather: int = 1
@@ -50,8 +56,23 @@ class Shape(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Channels of a warp."""
+        """Channels of a warp whose threads hold 4."""
         return 128 // self.lanes
+
+    @property
+    def ends(self) -> tuple[Layout, ...]:
+        """Layouts of `chunk_ends`."""
+        wide = self.layouts[0]
+        if TILE * 2 * 32 // self.lanes < 32:
+            return (wide,)
+        two = wide._replace(held=2, rows=2 * _ROWS, time=_ENDS_OF_TWO, shortest=_LONG)
+        return wide, two
+
+    @property
+    def of_backward(self) -> Layout:
+        """How the backward is laid out."""
+        width = self.threads // 32
+        return Layout(4, TILE, 0, width * self.resident, (width,), 1.0)
 
     def shared(self) -> int:
         """Most bytes of shared memory of `backward`, as laid out there."""
@@ -72,22 +93,35 @@ class Shape(NamedTuple):
         return next(shape for shape in wider if shape.gather == 1 or shape.shared() <= room)
 
     @staticmethod
-    def of(scan: Scan) -> Shape:
-        """The shape of a call, on its device."""
-        per_group = scan.A.shape[0] // scan.B.shape[2]
-        return _shape_of(scan.A.shape[1], per_group, dtype_of(scan).itemsize, scan.x.device)
+    def of(scan: Scan, marks: int | None = None) -> Shape:
+        """The shape of a call, on its device; with so many `marks` in a row, where these are."""
+        batch, length, _ = scan.x.shape
+        groups, states = scan.B.shape[2], scan.A.shape[1]
+        per_group = scan.A.shape[0] // groups
+        arguments = states, per_group, dtype_of(scan).itemsize, scan.x.device
+        shape = _shape_of(*arguments, _SPANS[0])
+        if marks is not None:
+            return _shape_of(*arguments, span_of(length, marks))
+        warps = batch * groups * -(-per_group // shape.channels)
+        short = -(-length // _SHORT_SPAN) * warps * 2048 <= _MARKS
+        return _shape_of(*arguments, _SHORT_SPAN) if short else shape
+
+
+def span_of(length: int, marks: int) -> int:
+    """Steps between marks, of which a row of this length has so many."""
+    return next(span for span in _SPANS if -(-length // span) == marks)
 
 
 @functools.cache
-def _shape_of(states: int, per_group: int, size: int, device: torch.device) -> Shape:
+def _shape_of(states: int, per_group: int, size: int, device: torch.device, most: int) -> Shape:
     """The longest span that fits, then the widest block that the channels of a group fill."""
     lanes = 1 << (-(-states // 4) - 1).bit_length()
     properties: Any = torch.cuda.get_device_properties(device)
     room = properties.shared_memory_per_block_optin
     warps = -(-per_group * lanes // 128)
-    for span in _SPANS:
+    for span in (span for span in _SPANS if span <= most):
         for threads in (256, 128, 64, 32):
-            shape = Shape(lanes, threads, span, 1, *_widths(lanes, properties), size)
+            shape = Shape(lanes, threads, span, 1, _layouts(lanes, properties), size)
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
                 resident = max(1, min(held, 32 * _BACKWARD_WARPS // threads))
@@ -95,29 +129,41 @@ def _shape_of(states: int, per_group: int, size: int, device: torch.device) -> S
     raise BackendError(f"selective_scan: {room} bytes of shared memory hold no {states} states")
 
 
-def map_tiles(lanes: int, width: int) -> int:
+def map_tiles(lanes: int, width: int, layout: Layout) -> int:
     """Tiles of B and C that a block brings in at once, 8 bytes per step and state of each."""
-    most = _TILES if width == _WARPS else _TILES // 2
-    return max(1, min(most, _MAPS // (2 * TILE * 2 * 4 * lanes * 4)))
+    rows = min(layout.rows, 16 * width)  # more would not fit into registers on their way
+    return max(1, min(rows // layout.tile, _MAPS // (2 * layout.tile * 2 * 4 * lanes * 4)))
 
 
-def _widths(lanes: int, properties: Any) -> tuple[int, tuple[int, ...]]:
-    """Warps that a multiprocessor holds in the forward, and those that a block may have for it."""
-    held = {}
-    for width in (16, 8, 4, 2, 1):
-        size = forward_shared(lanes, width)
-        blocks = min(_WARPS // width, properties.shared_memory_per_multiprocessor // (size + 1024))
+def _layouts(lanes: int, properties: Any) -> tuple[Layout, ...]:
+    """Of the forward."""
+    wide = Layout(4, TILE, _ROWS, _WARPS, (16, 8, 4, 2, 1), 1.0)
+    two = wide._replace(held=2, tile=2 * TILE, rows=4 * _ROWS, time=_TIME_OF_TWO)
+    one = Layout(1, 2 * TILE, _ROWS, _WARPS_OF_ONE, (_WIDTH_OF_ONE,), _TIME_OF_ONE)
+    if one.tile * 32 // lanes < 32:  # fewer numbers in a tile than lanes
+        return _fitted(wide, lanes, properties), _fitted(two, lanes, properties)
+    return _fitted(wide, lanes, properties), _fitted(two, lanes, properties), one
+
+
+def _fitted(layout: Layout, lanes: int, properties: Any) -> Layout:
+    """With as many warps as shared memory allows, and the widths of blocks that reach that."""
+    found = {}
+    for width in layout.widths:
+        size = forward_shared(lanes, width, layout)
+        held = properties.shared_memory_per_multiprocessor // (size + 1024)
         if size <= properties.shared_memory_per_block_optin:
-            held[width] = blocks * width
-    most = max(held.values())
-    return most, tuple(width for width, warps in held.items() if warps == most)
+            found[width] = min(layout.warps // width, held) * width
+    warps = max(found.values())
+    return layout._replace(
+        warps=warps, widths=tuple(width for width, count in found.items() if count == warps)
+    )
 
 
-def forward_shared(lanes: int, width: int) -> int:
+def forward_shared(lanes: int, width: int, layout: Layout) -> int:
     """Bytes of shared memory of `forward`, as laid out there; `chunk_ends` needs less."""
-    channels = 128 // lanes
-    maps = 2 * map_tiles(lanes, width) * TILE * 2 * 4 * lanes
-    return 4 * (maps + width * (2 * TILE * (channels + 4) + 2 * channels))
+    maps = 2 * map_tiles(lanes, width, layout) * layout.tile * 2 * 4 * lanes
+    tiles = 2 * (layout.tile * layout.held // 4) * (128 // lanes + 4)
+    return 4 * (maps + width * (tiles + 2 * max(4, layout.held * 32 // lanes)))
 
 
 def dtype_of(scan: Scan) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnassm.kernels import nvrtc
 from dnassm.kernels.selective_scan.arguments import Scan
-from dnassm.kernels.selective_scan.cuda.cut import Problem, cut, cut_ends
+from dnassm.kernels.selective_scan.cuda.cut import Layout, PrePass, Problem, cut, cut_ends
 from dnassm.kernels.selective_scan.cuda.shape import (
     TILE,
     Shape,
@@ -34,6 +34,8 @@ _OWN = {"chunk_ends": ("series", "chunk_ends")}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LIKE_Y = ("dx", "ddt")
 """What the kernels take no strides of: those of y serve."""
+_FOLDING = 64
+"""Threads of a block that chains chunks: few, so that many multiprocessors wait for memory."""
 _WORKSPACE = 256 << 20
 """Bytes for dB and dC by channel block; a row that needs more is walked in slabs."""
 
@@ -52,8 +54,10 @@ def _kernel(name: str, device: torch.device, options: tuple[tuple[str, int], ...
 class Walk:
     """One call: its tensors as addresses and strides in walk order, and the launches."""
 
-    def __init__(self, scan: Scan) -> None:
-        self.scan, self.shape = scan, Shape.of(scan)
+    def __init__(self, scan: Scan, marks: Tensor | None = None) -> None:
+        """With the `marks` of a forward, where it is for its backward."""
+        self.scan = scan
+        self.shape = Shape.of(scan, None if marks is None else marks.shape[1])
         self.batch, self.length, self.channels = scan.x.shape
         self.groups = scan.B.shape[2]
         self.packed = scan.cu_seqlens is not None
@@ -123,9 +127,11 @@ class Walk:
             row, step = tensor.stride()[:2]
             self._alignment |= address | row * size | step * size
 
-    def columns(self, threads: int) -> int:
-        """Blocks that the channels of a group take."""
-        return -(-(self.channels // self.groups) // (threads // 32 * self.shape.channels))
+    def columns(self, threads: int, held: int = 4) -> int:
+        """Blocks that the channels of a group take, so many `held` by a thread."""
+        wide = self.shape.channels  # marks are written for all channels of the last wide warp
+        across = threads // 32 * wide * held // 4
+        return -(-(-(-(self.channels // self.groups) // wide) * wide) // across)
 
     def slab(self, rows: int) -> int:
         """Steps walked at a time in the backward, so that the workspace for dB and dC fits."""
@@ -133,17 +139,21 @@ class Walk:
         slabs = max(1, -(-per_step * self.length // _WORKSPACE))
         return -(-self.length // slabs // self.shape.span) * self.shape.span
 
-    def cut(self, widths: tuple[int, ...], held: int, *, pre_pass: float) -> int:
-        """Choose the chunks of the main pass; returns how many."""
-        problem = self._problem(widths, held)
-        self.width, steps, self.chunks = cut(problem, self.shape.span, pre_pass)
-        self.give(chunk=steps, chunks=self.chunks)
+    def cut(self, layouts: tuple[Layout, ...], *, whole: int, pre_pass: float) -> int:
+        """Choose the chunks of the main pass, of multiples of `whole` steps; returns how many.
+
+        `pre_pass` is what a step of `chunk_ends` costs, as a share of a step of the main pass.
+        """
+        self._ends = PrePass(self.shape.ends, TILE, pre_pass)
+        found = cut(self._problem(), layouts, self._ends, whole)
+        self._layout, self._width, self.chunks = found.layout, found.width, found.chunks
+        self.give(chunk=found.steps, chunks=self.chunks)
         return self.chunks
 
-    def _problem(self, widths: tuple[int, ...], held: int) -> Problem:
-        warps = -(-(self.channels // self.groups) // self.shape.channels)
+    def _problem(self) -> Problem:
+        across = -(-(self.channels // self.groups) // (self.shape.channels // 4))
         rows = self.groups * self.batch
-        return Problem(warps, rows, self.slab_length, multiprocessors(self.device), held, widths)
+        return Problem(across, rows, self.slab_length, multiprocessors(self.device))
 
     def start(self, first: Tensor | None, *, adjoint: bool) -> None:
         """Find the state (or the adjoint) that enters each chunk."""
@@ -151,39 +161,42 @@ class Walk:
             self.give(starts=first)
             return
         chunk = self._given["chunk"]
-        problem = self._problem(self.shape.widths, self.shape.held)
-        width, steps, total = cut_ends(problem, chunk, TILE)
-        ends = self.A.new_empty((self.batch, total, *self.A.shape))
+        layout, width, steps, *_ = cut_ends(self._problem(), self._ends, chunk)
+        pieces = chunk // steps
+        # The last chunk hands nothing on, or the first one: its pieces are not looked at.
+        found = -(-self.slab_length // steps) - pieces if adjoint else (self.chunks - 1) * pieces
+        ends = self.A.new_empty((self.batch, found, *self.A.shape))
         starts = self.A.new_empty((self.batch, self.chunks, *self.A.shape))
-        sums = self.A.new_empty(self.batch, total, self.channels)
-        self.give(ends=ends, sums=sums, chunk=steps, chunks=total)
-        tiles = 2 * map_tiles(self.shape.lanes, width)  # of B or C alone
-        self._run("chunk_ends", width, total - 1, ADJOINT=int(adjoint), TILES=tiles)
+        sums = self.A.new_empty(self.batch, found, self.channels)
+        skipped = pieces if adjoint else 0
+        self.give(ends=ends, sums=sums, chunk=steps, chunks=found, skipped=skipped)
+        tiles = 2 * map_tiles(self.shape.lanes, width, layout)  # of B or C alone
+        self._run("chunk_ends", layout, width, found, ADJOINT=int(adjoint), TILES=tiles)
         count, states = self.A.numel(), self.A.shape[1]
-        _kernel("chunk_fold", self.device, self._options(256)).launch(
-            (-(-count // 256), self.batch, 1),
-            256,
-            [ends, sums, self.A, first, starts, states, total, count, chunk // steps, int(adjoint)],
+        _kernel("chunk_fold", self.device, self._options(_FOLDING)).launch(
+            (-(-count // _FOLDING), self.batch, 1),
+            _FOLDING,
+            [ends, sums, self.A, first, starts, states, found, count, pieces, int(adjoint)],
         )
         self.give(starts=starts, chunk=chunk, chunks=self.chunks, ends=None, sums=None)
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
-        tiles = map_tiles(self.shape.lanes, self.width)
-        self._run("forward", self.width, self.chunks, ADJOINT=0, TILES=tiles)
+        tiles = map_tiles(self.shape.lanes, self._width, self._layout)
+        self._run("forward", self._layout, self._width, self.chunks, ADJOINT=0, TILES=tiles)
 
-    def _run(self, name: str, width: int, chunks: int, **more: int) -> None:
-        columns = self.columns(32 * width)
+    def _run(self, name: str, layout: Layout, width: int, chunks: int, **more: int) -> None:
+        columns = self.columns(32 * width, layout.held)
         self.give(columns=columns)
-        shape = self.shape
-        options = self._options(32 * width, BLOCKS=shape.held // width, **more)
-        # Chunks of a column one after the other: columns take turns on every multiprocessor, those
-        # that remember for long, first where channels are in order of their steps, start first.
+        sizes = {"NC": layout.held, "TB": layout.tile, "VEC": self._neighbours(layout)}
+        options = self._options(32 * width, BLOCKS=layout.warps // width, **sizes, **more)
+        # Columns that remember for long, first where channels are in order of their steps, start
+        # first in all rows, and columns take turns on every multiprocessor.
         _kernel(name, self.device, options).launch(
-            (chunks, columns * self.groups, self.batch),
+            (chunks, self.batch, columns * self.groups),
             32 * width,
             list(self._given.values()),
-            shared=forward_shared(shape.lanes, width),
+            shared=forward_shared(self.shape.lanes, width, layout),
         )
 
     def backward(self, *, output: bool) -> None:
@@ -233,8 +246,10 @@ class Walk:
         macros = {
             "DTYPE": _DTYPES[self.dtype],
             "N": scan.A.shape[1],
+            "NC": 4,
+            "TB": TILE,
             "SL": shape.lanes,
-            "VEC": self._neighbours(),
+            "VEC": self._neighbours(self.shape.of_backward),
             "NTH": threads,
             "CK": shape.span,
             "SOFTPLUS": int(scan.dt_softplus),
@@ -244,13 +259,13 @@ class Walk:
         }
         return tuple((name, int(value)) for name, value in (macros | more).items())
 
-    def _neighbours(self) -> int:
+    def _neighbours(self, layout: Layout) -> int:
         """How many channels a thread can read and write at once, 16 bytes at a time at most."""
-        size = self.dtype.itemsize
+        size, channels = self.dtype.itemsize, self.shape.channels * layout.held // 4
         for count in (8, 4, 2):
             aligned = self._alignment % min(16, count * size) == 0
-            fits = 4 * count <= self.shape.channels and self.channels // self.groups % count == 0
-            if aligned and fits:
+            busy = count <= channels and 32 * count <= layout.tile * channels
+            if aligned and busy and self.channels // self.groups % count == 0:
                 return count
         return 1
 
