@@ -2,9 +2,8 @@
 // power of two `pieces` of them to a chunk, of all chunks but the one that hands nothing on: the last of them, or
 // `backwards` the first. One thread per (batch, channel, state).
 
-// Pieces fetched together: one after the other they would be waited for. No __restrict__ on what is fetched: the
-// compiler would move each fetch down to where it is used.
-#define FOLD 32
+// FOLD pieces are fetched together: one after the other they would be waited for. No __restrict__ on what is fetched:
+// the compiler would move each fetch down to where it is used.
 
 extern "C" __global__ void __launch_bounds__(NTH)
     chunk_fold(const float *ends, const float *sums, const float *__restrict__ A,

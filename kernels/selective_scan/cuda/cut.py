@@ -21,14 +21,15 @@ _ALONE = 0.26
 # end at different times: 3.30 ms with 16 warps, 3.45 with 8, 3.96 with 4 at (1, 512, 2^20).
 _NARROW = 0.1
 # Blocks of `chunk_ends` end at different times. Where others take their place, half of a block's
-# warps wait for the others, and the last ones go on by themselves; where all are there at once,
-# what remembers for long does, at a quarter of the pace of all. Half full it takes four fifths of
-# the time.
-_ALONE_UNEVEN, _TAIL, _LAST, _AT_ONCE, _STRAGGLER = 0.6, 0.4, 0.4, 1.2, 0.28
+# warps wait for the others, and the last ones go on by themselves, for longer where columns are
+# few; where all are there at once, what remembers for long does, at a quarter of the pace of all.
+# Half full it takes four fifths of the time.
+_ALONE_UNEVEN, _TAIL, _LAST, _FEW = 0.6, 0.4, 0.35, 0.6
+_AT_ONCE, _MOST_AT_ONCE, _STRAGGLER = 1.2, 0.75, 0.28
 # What it costs to look at a step, on average: less in long chunks, where most is forgotten before
 # the end. Full multiprocessors took 300, 180, 135 and 115 ns with 512, 2048, 4096 and 8192 steps.
 _FIRST, _LATER = 0.9, 0.28
-_ENTERING = 100
+_ENTERING, _ENTERING_ENDS = 100, 30
 """Steps that a block takes as long for as to start, to load a state and to be chained."""
 _WORTH = 0.995
 """Longer chunks are left for shorter ones that take less than this share of their time."""
@@ -75,12 +76,15 @@ class Problem(NamedTuple):
         """Of a step of `chunk_ends`, whose blocks end when all that they hold is forgotten."""
         blocks, slots = self._blocks(layout, width, chunks)
         share = width / layout.warps
-        seen = layout.time * min(_FIRST, _LATER + (1 - _LATER) * 740 / steps)
+        seen = _LATER + (1 - _LATER) * 740 / steps
         if blocks > slots:
             narrow = 1 + _NARROW * max(0.0, -math.log2(4 * share))
-            return seen * narrow * (blocks / slots + _TAIL * share + _LAST)
-        narrow = _AT_ONCE + _NARROW * abs(math.log2(2 * share))
-        return max(seen * narrow * self._part(blocks, share, _ALONE_UNEVEN), _STRAGGLER)
+            last = _LAST + _FEW / self.across(layout, width) * self.rows
+            full = layout.time * min(_FIRST, seen)
+            return full * narrow * (blocks / slots + _TAIL * share + last)
+        narrow = 1 + _NARROW * abs(math.log2(2 * share))
+        full = layout.time * min(_MOST_AT_ONCE, _AT_ONCE * seen)
+        return max(full * narrow * self._part(blocks, share, _ALONE_UNEVEN), _STRAGGLER)
 
     def across(self, layout: Layout, width: int) -> int:
         """Blocks of a chunk, of all rows."""
@@ -151,7 +155,7 @@ def cut_ends(problem: Problem, pre_pass: PrePass, chunk: int) -> Cut:
                 continue
             for width in layout.widths:
                 time = problem.time_uneven(layout, width, chunks * pieces, steps)
-                cost = time * (steps + _ENTERING)
+                cost = time * (steps + _ENTERING_ENDS)
                 if best is None or cost < 0.985 * best.cost:
                     best = Cut(layout, width, steps, chunks * pieces, cost)
     if best is None:

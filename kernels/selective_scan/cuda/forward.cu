@@ -102,8 +102,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     if (HAS_Z) next_gate.load(pz, zt, rows - TB, me.valid);
 #if PACKED
     const unsigned char *flagged = resets + (begin + tile * TB) / FLAGGED;
-    int flags = flagged[0];
-    if (TB > FLAGGED && rows > FLAGGED) flags |= flagged[1] << FLAGGED;
+    unsigned flags = 0;
+#pragma unroll
+    for (int k = 0; k < TB / FLAGGED; k++)
+      if (k * FLAGGED < rows) flags |= (unsigned)flagged[k] << k * FLAGGED;
 #endif
     // What step i + 1 needs is fetched before step i is computed, and the sums of a group of steps are
     // finished after the step behind it: a warp waits neither for shared memory nor for shuffles.

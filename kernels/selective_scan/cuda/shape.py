@@ -22,13 +22,13 @@ _SHORT_SPAN, _MARKS = 64, 256 << 20
 """The short one takes 3 % less of the backward: it is taken while marks need no more bytes."""
 _GATHER = (4, 2, 1)
 """Tiles whose dB and dC may be summed over the warps of a block at once: a barrier for each."""
-# A full multiprocessor takes 397 ns for a step of 16 warps of 32 channels, 215 for 16 of 16
-# channels, 103 for 12 of 8 channels (4, 2, 1 per thread; bf16, 16 states).
-_TIME_OF_TWO, _TIME_OF_ONE = 0.54, 0.26
+# A full multiprocessor takes 393 ns for a step of 16 warps of 32 channels, 207 for 16 of 16
+# channels, 98 for 12 of 8 channels (4, 2, 1 per thread; bf16, 16 states).
+_TIME_OF_TWO, _TIME_OF_ONE = 0.54, 0.25
 _WARPS_OF_ONE, _WIDTH_OF_ONE = 12, 4
-# `chunk_ends` with 2 channels per thread takes 4 to 12 % longer where chunks have 1000 steps, and
-# 15 % less where they have 8000: fewer channels side by side are forgotten sooner.
-_ENDS_OF_TWO, _LONG = 0.47, 3900
+# Times of `chunk_ends` with 2 channels per thread, from so many steps on: fewer channels side by
+# side are forgotten sooner, which counts in long chunks.
+_ENDS_OF_TWO = ((0.57, 900), (0.47, 3900))
 
 
 class Shape(NamedTuple):
@@ -65,8 +65,8 @@ class Shape(NamedTuple):
         wide = self.layouts[0]
         if TILE * 2 * 32 // self.lanes < 32:
             return (wide,)
-        two = wide._replace(held=2, rows=2 * _ROWS, time=_ENDS_OF_TWO, shortest=_LONG)
-        return wide, two
+        two = wide._replace(held=2, rows=2 * _ROWS)
+        return wide, *(two._replace(time=time, shortest=steps) for time, steps in _ENDS_OF_TWO)
 
     @property
     def of_backward(self) -> Layout:
@@ -121,7 +121,7 @@ def _shape_of(states: int, per_group: int, size: int, device: torch.device, most
     warps = -(-per_group * lanes // 128)
     for span in (span for span in _SPANS if span <= most):
         for threads in (256, 128, 64, 32):
-            shape = Shape(lanes, threads, span, 1, _layouts(lanes, properties), size)
+            shape = Shape(lanes, threads, span, 1, _layouts(lanes, span, properties), size)
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
                 resident = max(1, min(held, 32 * _BACKWARD_WARPS // threads))
@@ -135,14 +135,13 @@ def map_tiles(lanes: int, width: int, layout: Layout) -> int:
     return max(1, min(rows // layout.tile, _MAPS // (2 * layout.tile * 2 * 4 * lanes * 4)))
 
 
-def _layouts(lanes: int, properties: Any) -> tuple[Layout, ...]:
-    """Of the forward."""
+def _layouts(lanes: int, span: int, properties: Any) -> tuple[Layout, ...]:
+    """Of the forward; a span is whole tiles."""
     wide = Layout(4, TILE, _ROWS, _WARPS, (16, 8, 4, 2, 1), 1.0)
     two = wide._replace(held=2, tile=2 * TILE, rows=4 * _ROWS, time=_TIME_OF_TWO)
-    one = Layout(1, 2 * TILE, _ROWS, _WARPS_OF_ONE, (_WIDTH_OF_ONE,), _TIME_OF_ONE)
-    if one.tile * 32 // lanes < 32:  # fewer numbers in a tile than lanes
-        return _fitted(wide, lanes, properties), _fitted(two, lanes, properties)
-    return _fitted(wide, lanes, properties), _fitted(two, lanes, properties), one
+    one = Layout(1, 4 * TILE, 2 * _ROWS, _WARPS_OF_ONE, (_WIDTH_OF_ONE,), _TIME_OF_ONE)
+    whole = (layout for layout in (wide, two, one) if span % layout.tile == 0)
+    return tuple(_fitted(layout, lanes, properties) for layout in whole)
 
 
 def _fitted(layout: Layout, lanes: int, properties: Any) -> Layout:

@@ -34,8 +34,8 @@ _OWN = {"chunk_ends": ("series", "chunk_ends")}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LIKE_Y = ("dx", "ddt")
 """What the kernels take no strides of: those of y serve."""
-_FOLDING = 64
-"""Threads of a block that chains chunks: few, so that many multiprocessors wait for memory."""
+_FOLDING, _FOLDS = 64, (8, 16, 32, 64)
+"""Threads of a block that chains chunks, and how many pieces each may fetch at once."""
 _WORKSPACE = 256 << 20
 """Bytes for dB and dC by channel block; a row that needs more is walked in slabs."""
 
@@ -173,7 +173,8 @@ class Walk:
         tiles = 2 * map_tiles(self.shape.lanes, width, layout)  # of B or C alone
         self._run("chunk_ends", layout, width, found, ADJOINT=int(adjoint), TILES=tiles)
         count, states = self.A.numel(), self.A.shape[1]
-        _kernel("chunk_fold", self.device, self._options(_FOLDING)).launch(
+        together = next((fold for fold in _FOLDS if found <= 2 * fold), _FOLDS[-1])
+        _kernel("chunk_fold", self.device, self._options(_FOLDING, FOLD=together)).launch(
             (-(-count // _FOLDING), self.batch, 1),
             _FOLDING,
             [ends, sums, self.A, first, starts, states, found, count, pieces, int(adjoint)],
