@@ -20,12 +20,12 @@ from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case
 from dnassm.kernels.selective_scan.cuda import cut, shape, walk
 
-# Shared memory of a block and of a multiprocessor, and multiprocessors: A100, L4, H100, B200.
+# Shared memory of a block and of a multiprocessor, multiprocessors, GB: A100, L4, H100, B200.
 DEVICES = {
-    "sm_80": (166912, 167936, 108),
-    "sm_89": (101376, 102400, 58),
-    "sm_90": (232448, 233472, 132),
-    "sm_100": (232448, 233472, 148),
+    "sm_80": (166912, 167936, 108, 80),
+    "sm_89": (101376, 102400, 58, 24),
+    "sm_90": (232448, 233472, 132, 80),
+    "sm_100": (232448, 233472, 148, 180),
 }
 SOURCES = sorted(Path(cuda.__file__).parent.glob("*.cu"))
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -96,11 +96,12 @@ def planned(monkeypatch):
     """Plan a call for a GPU: (arch, scan) -> every kernel that forward and backward launch."""
 
     def plan(arch: str, call: Scan) -> list[Recorded]:
-        block, processor, count = DEVICES[arch]
+        block, processor, count, gigabytes = DEVICES[arch]
         gpu = types.SimpleNamespace(
             shared_memory_per_block_optin=block,
             shared_memory_per_multiprocessor=processor,
             multi_processor_count=count,
+            total_memory=gigabytes * 10**9,
         )
         found: dict[str, Recorded] = {}
 

@@ -66,7 +66,8 @@ __device__ __forceinline__ void end_fetch() { asm volatile("cp.async.commit_grou
 __device__ __forceinline__ void await_fetch() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 // Steps of B and C that a block brings in at once, up to 16 values per thread.
-#define MAP_ROWS (CK * ROW <= 16 * NTH ? CK : TB)
+#define MAP_ROWS (HELD * ROW <= 16 * NTH ? HELD : TB)
+#define SEGMENT (CK / TB)  // tiles between two marks
 
 // A warp's share of shared memory.
 struct Work {
@@ -132,10 +133,10 @@ __device__ __forceinline__ void prepare_gradients(Work &work) {
 // Blocks take (channels, chunk, row) by turns, so that the scratch is as large as the device, not the problem.
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
   extern __shared__ __align__(16) float memory[];
-  float *maps_at = memory;  // B and C of a segment
-  Work *works = (Work *)(memory + CK * ROW);
+  float *maps_at = memory;  // B and C of HELD steps
+  Work *works = (Work *)(memory + HELD * ROW);
   Work &work = works[threadIdx.x >> 5];
-  float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (CK / TB - 1) * 128 + (threadIdx.x & 31);
+  float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (SEGMENT - 2) * 128 + (threadIdx.x & 31);
 
   for (i64 item = blockIdx.x; item < columns * groups * chunks * batches; item += gridDim.x) {
     const i64 column = item % (columns * groups), c = item / (columns * groups) % chunks;
@@ -166,22 +167,25 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const i64 out_of_gate = batch * dzb + me.channel + Rows::start(dzt);
 #endif
 
-    for (i64 segment = (end - begin + CK - 1) / CK - 1; segment >= 0; segment--) {
-      const i64 t0 = begin + segment * CK;
-      const int tiles = (int)min((i64)(CK / TB), (end - t0 + TB - 1) / TB);
-      const auto fetch = [&](i64 t, bool all) {
-        work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
-        work.input.fetch(px + t * xt, xt, end - t, me.valid);
-        if (all) work.grad_y.fetch(pg + t * dyt, dyt, end - t, me.valid);
-        if (all && HAS_Z) work.gate.fetch(pz + t * zt, zt, end - t, me.valid);
-        end_fetch();
-      };
-      fetch(t0, tiles == 1);
-      const float4 *saved = mark(marks, batch, t0 / CK, per_group, groups, me, marks_b);
-      States h;
-      EACH4(q) EACH4(j) h[q][j] = 0.f;
-      if (me.valid > 0) load_mark(h, saved, 32);
-      for (int row = 0; row < tiles * TB; row += MAP_ROWS) {
+    const auto fetch = [&](i64 t, bool all) {
+      work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
+      work.input.fetch(px + t * xt, xt, end - t, me.valid);
+      if (all) work.grad_y.fetch(pg + t * dyt, dyt, end - t, me.valid);
+      if (all && HAS_Z) work.gate.fetch(pz + t * zt, zt, end - t, me.valid);
+      end_fetch();
+    };
+    const i64 latest = begin + (end - begin - 1) / CK * CK;  // where the last segment starts
+    fetch(latest, end - latest <= TB);
+    const float4 *saved = mark(marks, batch, latest / CK, per_group, groups, me, marks_b);
+    const i64 marks_apart = mark(marks, batch, 1, per_group, groups, me, marks_b) -
+                            mark(marks, batch, 0, per_group, groups, me, marks_b);
+    States h;
+    EACH4(q) EACH4(j) h[q][j] = 0.f;
+    if (me.valid > 0) load_mark(h, saved, 32);
+
+    for (i64 t0 = begin + (end - begin - 1) / HELD * HELD; t0 >= begin; t0 -= HELD) {
+      const int held = (int)min((i64)(HELD / TB), (end - t0 + TB - 1) / TB);  // tiles
+      for (int row = 0; row < held * TB; row += MAP_ROWS) {
         Maps<2, MAP_ROWS> maps;
         maps.load(B + batch * Bb + (t0 + row) * Bt + me.group * Bg, Bt, Bn,
                   C + batch * Cb + (t0 + row) * Ct + me.group * Cg, Ct, Cn, end - t0 - row);
@@ -189,14 +193,18 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
       }
       __syncthreads();
 
+      // Segments in reverse; h is the state that enters this one.
+#pragma unroll 1
+      for (int first = (held - 1) / SEGMENT * SEGMENT; first >= 0; first -= SEGMENT) {
+      const int until = min(first + SEGMENT, held);
       // Phase 1: the state before every tile but the first.
 #pragma unroll 1
-      for (int tile = 0; tile < tiles - 1; tile++) {
+      for (int tile = first; tile < until - 1; tile++) {
         const i64 t = t0 + tile * TB;
         __syncwarp();
         prepare(work, end - t, true);
         __syncwarp();
-        fetch(t + TB, tile == tiles - 2);
+        fetch(t + TB, tile == until - 2);
 #if PACKED
         const int flags = resets[t / TB];
         i64 sequence = before[t / TB];
@@ -224,20 +232,19 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             h[q][j] = fmaf(decay, h[q][j], in[now][q] * b[now][j]);
           }
         }
-        store_scratch(inner + tile * 128, h);
+        if (tile < until - 2) store_scratch(inner + (tile - first) * 128, h);
       }
 
       // Phase 2: tiles in reverse; their states in registers, then the adjoint.
-      if (tiles > 1) load_scratch(h, inner + (tiles - 2) * 128);
-      if (tiles == 1 && me.valid > 0) load_mark(h, saved, 32);
 #pragma unroll 1
-      for (int tile = tiles - 1; tile >= 0; tile--) {
+      for (int tile = until - 1; tile >= first; tile--) {
         const i64 t = t0 + tile * TB, steps = end - t;
         __syncwarp();
         prepare(work, steps, false);
         prepare_gradients(work);
         __syncwarp();
-        if (tile) fetch(t - TB, true);
+        const bool inside = tile > first;
+        if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB);
         const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
         float(*sum_B)[NPAD] = work.sum_B[tile % (2 * GATHER)], (*sum_C)[NPAD] = work.sum_C[tile % (2 * GATHER)];
 #if PACKED
@@ -342,8 +349,9 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             }
             if (i < TB - 1) finish(i + 1);
             if (i == TB / 2) {  // registers are free by now for the state of the next tile
-              if (tile > 1) load_scratch(h, inner + (tile - 2) * 128);
-              if (tile == 1 && me.valid > 0) load_mark(h, saved, 32);
+              if (tile > first + 1) load_scratch(h, inner + (tile - first - 2) * 128);
+              if (tile == first) saved -= marks_apart;
+              if (tile <= first + 1 && t > begin && me.valid > 0) load_mark(h, saved, 32);
             }
 #if PACKED
             if (flags >> i & 1) {
@@ -385,6 +393,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             to[k] = v;
           }
         }
+      }
       }
     }
     // Sums over the chunk: dA (D, N), then of the skip connection (D), then of the bias (D).

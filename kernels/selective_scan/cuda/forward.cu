@@ -4,6 +4,11 @@
 // free: B and C stay narrow, what depends on the channel alone is held.
 #define NARROW_MAPS (NC == 1 && DTYPE != 0)
 #define MAP_ROW (NARROW_MAPS ? NPAD : ROW)  // floats that a step of B and C takes
+#if TB > CK
+#define BETWEEN_MARKS TB  // at the start of tiles; others lie inside of them
+#else
+#define BETWEEN_MARKS CK
+#endif
 
 // A warp's share of shared memory.
 struct Work {
@@ -49,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
   const T *pz = HAS_Z ? z + batch * zb + begin * zt + first + Rows::start(zt) : z;
   T *py = y + batch * yb + begin * yt + first + Rows::start(yt);
   const T *pB = B + batch * Bb + begin * Bt + me.group * Bg, *pC = C + batch * Cb + begin * Ct + me.group * Cg;
-  // Marks lie at whole multiples of CK steps, chunks begin anywhere.
+  // Marks lie at whole multiples of CK steps, chunks begin at those of TB.
   const i64 index = (begin + CK - 1) / CK;
   int until_mark = (int)(index * CK - begin);
   float4 *next_mark = mark(marks, batch, index, per_group, groups, me, marks_b);
@@ -78,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
     }
     if (until_mark == 0) {
       if (marked) store_mark(next_mark, h, 32);
-      next_mark += marks_apart, until_mark = CK;
+      next_mark += marks_apart, until_mark = BETWEEN_MARKS;
     }
     u = next_u, gate = next_gate;
     EACH_ROUND(r) {
@@ -131,6 +136,12 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) forward(ARGUMENTS) {
         if (sequence >= 0) store_states(last + sequence * channels * N, h, me);
         sequence++;
         load_states(h, initial ? initial + sequence * channels * N : initial, me);
+      }
+#endif
+#if TB > CK
+      if (i > 0 && i % CK == 0) {
+        if (marked && i < rows) store_mark(next_mark, h, 32);
+        next_mark += marks_apart;
       }
 #endif
       const int now = i & 1, group = i / GROUP;

@@ -18,8 +18,8 @@ _WARPS, _BACKWARD_WARPS = 16, 8
 _ROWS, _MAPS = 32, 32 << 10
 """Steps of B and C that a block brings in at once, most bytes for those and the ones before."""
 _SPANS = (128, 64, 32, 16)
-_SHORT_SPAN, _MARKS = 64, 256 << 20
-"""The short one takes 3 % less of the backward: it is taken while marks need no more bytes."""
+_SHORT_SPANS, _MARKS = (16, 64), 512
+"""Taken while marks need one part in so many of the device's memory: less to compute once more."""
 _GATHER = (4, 2, 1)
 """Tiles whose dB and dC may be summed over the warps of a block at once: a barrier for each."""
 # A full multiprocessor takes 393 ns for a step of 16 warps of 32 channels, 207 for 16 of 16
@@ -40,6 +40,8 @@ class Shape(NamedTuple):
     """Of a block of the backward."""
     span: int
     """Steps between two marks."""
+    rows: int
+    """Steps whose B and C a block of the backward holds, whole spans."""
     resident: int
     """Blocks of the backward that a multiprocessor holds."""
     layouts: tuple[Layout, ...]
@@ -79,17 +81,17 @@ class Shape(NamedTuple):
         tiles = 5 * TILE * (self.channels + 4)
         floats = tiles + self.channels + 4 * self.gather * TILE * self.padded
         work = 4 * floats + 4 * TILE * self.channels * self.size
-        return 4 * self.span * 2 * self.padded + self.threads // 32 * work
+        return 4 * self.rows * 2 * self.padded + self.threads // 32 * work
 
     def scratch(self, blocks: int) -> int:
         """Floats for the states inside of a span, of so many blocks."""
-        return blocks * (self.threads // 32) * (self.span // TILE - 1) * 512
+        return blocks * (self.threads // 32) * max(0, self.span // TILE - 2) * 512
 
     def gathering(self, properties: Any) -> Shape:
         """The same with as many tiles summed at once as fit without fewer blocks."""
         most = properties.shared_memory_per_multiprocessor // self.resident - 1024
         room = min(most, properties.shared_memory_per_block_optin)
-        wider = (self._replace(gather=n) for n in _GATHER if n * TILE <= self.span)
+        wider = (self._replace(gather=n) for n in _GATHER if n * TILE <= self.rows)
         return next(shape for shape in wider if shape.gather == 1 or shape.shared() <= room)
 
     @staticmethod
@@ -103,8 +105,9 @@ class Shape(NamedTuple):
         if marks is not None:
             return _shape_of(*arguments, span_of(length, marks))
         warps = batch * groups * -(-per_group // shape.channels)
-        short = -(-length // _SHORT_SPAN) * warps * 2048 <= _MARKS
-        return _shape_of(*arguments, _SHORT_SPAN) if short else shape
+        room = torch.cuda.get_device_properties(scan.x.device).total_memory // _MARKS
+        fits = (span for span in _SHORT_SPANS if -(-length // span) * warps * 2048 <= room)
+        return _shape_of(*arguments, next(fits, shape.span))
 
 
 def span_of(length: int, marks: int) -> int:
@@ -114,14 +117,15 @@ def span_of(length: int, marks: int) -> int:
 
 @functools.cache
 def _shape_of(states: int, per_group: int, size: int, device: torch.device, most: int) -> Shape:
-    """The longest span that fits, then the widest block that the channels of a group fill."""
+    """The most rows that fit, then the widest block that the channels of a group fill."""
     lanes = 1 << (-(-states // 4) - 1).bit_length()
     properties: Any = torch.cuda.get_device_properties(device)
     room = properties.shared_memory_per_block_optin
     warps = -(-per_group * lanes // 128)
-    for span in (span for span in _SPANS if span <= most):
+    for rows in _SPANS:
+        span = min(rows, most)
         for threads in (256, 128, 64, 32):
-            shape = Shape(lanes, threads, span, 1, _layouts(lanes, span, properties), size)
+            shape = Shape(lanes, threads, span, rows, 1, _layouts(lanes, properties), size)
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
                 resident = max(1, min(held, 32 * _BACKWARD_WARPS // threads))
@@ -135,13 +139,12 @@ def map_tiles(lanes: int, width: int, layout: Layout) -> int:
     return max(1, min(rows // layout.tile, _MAPS // (2 * layout.tile * 2 * 4 * lanes * 4)))
 
 
-def _layouts(lanes: int, span: int, properties: Any) -> tuple[Layout, ...]:
-    """Of the forward; a span is whole tiles."""
+def _layouts(lanes: int, properties: Any) -> tuple[Layout, ...]:
+    """Of the forward."""
     wide = Layout(4, TILE, _ROWS, _WARPS, (16, 8, 4, 2, 1), 1.0)
     two = wide._replace(held=2, tile=2 * TILE, rows=4 * _ROWS, time=_TIME_OF_TWO)
     one = Layout(1, 4 * TILE, 2 * _ROWS, _WARPS_OF_ONE, (_WIDTH_OF_ONE,), _TIME_OF_ONE)
-    whole = (layout for layout in (wide, two, one) if span % layout.tile == 0)
-    return tuple(_fitted(layout, lanes, properties) for layout in whole)
+    return tuple(_fitted(layout, lanes, properties) for layout in (wide, two, one))
 
 
 def _fitted(layout: Layout, lanes: int, properties: Any) -> Layout:

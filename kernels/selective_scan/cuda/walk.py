@@ -253,6 +253,7 @@ class Walk:
             "VEC": self._neighbours(self.shape.of_backward),
             "NTH": threads,
             "CK": shape.span,
+            "HELD": shape.rows,
             "SOFTPLUS": int(scan.dt_softplus),
             "HAS_Z": int(scan.z is not None),
             "PACKED": int(self.packed),
