@@ -64,6 +64,7 @@ def _scan(
         reverse=walk.reverse,
         exact=block.exact,
         overwrite=("dt",),
+        frugal=u.shape[:2] != block.x.shape[:2],
     )
 
 

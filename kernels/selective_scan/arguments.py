@@ -31,6 +31,9 @@ class Scan:
     """Of dt, z and dy, what the backward may write over, and whether the forward may write y over
     dt, if that saves memory: nobody else reads it, and its elements do not overlap. No option of
     the public function."""
+    frugal: bool = False
+    """Whether the forward keeps no more for the backward than it must: it is a part of a call whose
+    other parts keep as much. No option of the public function."""
 
     @property
     def sequences(self) -> int:

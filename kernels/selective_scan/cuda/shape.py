@@ -106,6 +106,8 @@ class Shape(NamedTuple):
             return _shape_of(*arguments, span_of(length, marks))
         warps = batch * groups * -(-per_group // shape.channels)
         room = torch.cuda.get_device_properties(scan.x.device).total_memory // _MARKS
+        if scan.frugal:
+            room = 0
         fits = (span for span in _SHORT_SPANS if -(-length // span) * warps * 2048 <= room)
         return _shape_of(*arguments, next(fits, shape.span))
 
