@@ -1,0 +1,79 @@
+"""How the CUDA scan is cut into chunks: laws for any size, and the cuts that were measured."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnassm.kernels.selective_scan.cuda import cut, shape
+
+H200 = types.SimpleNamespace(
+    shared_memory_per_block_optin=232448,
+    shared_memory_per_multiprocessor=233472,
+    multi_processor_count=132,
+)
+LANES = 4  # 16 states
+LAYOUTS = shape._layouts(LANES, H200)
+BACKWARD = shape.Shape(LANES, 256, 64, 128, 1, LAYOUTS, 2)
+FORWARD = cut.PrePass(BACKWARD.ends, shape.TILE, 0.72)
+
+
+def problem(batch: int, channels: int, length: int) -> cut.Problem:
+    return cut.Problem(-(-channels * LANES // 32), batch, length, H200.multi_processor_count)
+
+
+@given(
+    batch=st.integers(1, 300),
+    channels=st.integers(1, 5000),
+    length=st.integers(1, 1 << 23),
+    span=st.sampled_from([8, 16, 64, 128]),
+    layouts=st.sampled_from([LAYOUTS, (BACKWARD.of_backward,)]),
+)
+def test_chunks_cover_a_row_once_in_whole_tiles(batch, channels, length, span, layouts):
+    asked = problem(batch, channels, length)
+    found = cut.cut(asked, layouts, FORWARD, span)
+    assert found.layout in layouts
+    assert found.width in found.layout.widths
+    assert found.steps % span == found.steps % found.layout.tile == 0
+    assert (found.chunks - 1) * found.steps < length <= found.chunks * found.steps
+    if found.chunks > 1:
+        ends = cut.cut_ends(asked, FORWARD, found.steps)
+        assert found.steps // ends.steps in (1, 2, 4)
+        assert found.steps % ends.steps == ends.steps % shape.TILE == 0
+        assert ends.chunks * ends.steps == (found.chunks - 1) * found.steps
+        assert ends.width in ends.layout.widths
+
+
+# (B, D, L) of benchmarks/scan_gpu.py on an H200: channels per thread, warps of a block, chunks, and
+# channels per thread and pieces of a chunk in what comes before. README of the op, section cuda.
+MEASURED = {
+    (1, 512, 1 << 20): (4, 16, 132, 2, 1),
+    (1, 256, 1 << 20): (2, 16, 132, 4, 2),
+    (1, 512, 1 << 17): (4, 16, 132, 4, 1),
+    (1, 2048, 1 << 17): (4, 16, 33, 2, 1),
+    (8, 1536, 1 << 13): (1, 4, 1, None, None),
+    (64, 512, 1 << 10): (2, 16, 1, None, None),
+}
+
+
+@pytest.mark.parametrize("size", MEASURED, ids=str)
+def test_an_h200_is_cut_as_it_was_measured(size):
+    asked = problem(*size)
+    found = cut.cut(asked, LAYOUTS, FORWARD, shape.TILE)
+    before = (None, None)
+    if found.chunks > 1:
+        ends = cut.cut_ends(asked, FORWARD, found.steps)
+        before = (ends.layout.held, found.steps // ends.steps)
+    assert (found.layout.held, found.width, found.chunks, *before) == MEASURED[size]
+
+
+@pytest.mark.parametrize("length", [1, 17, 100, 4097, 65_537])
+@pytest.mark.parametrize("span", [16, 64, 128])
+def test_the_number_of_marks_says_how_far_apart_they_are(length, span):
+    marks = -(-length // span)
+    found = shape.span_of(length, marks)
+    assert -(-length // found) == marks
+    assert found == span or marks == 1
