@@ -60,20 +60,26 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether every tensor is within the bound."""
-        held = all(error.within(self.bound) for error in self.tensors.values())
+        held = all(error.within(self.bound.of(name)) for name, error in self.tensors.items())
         return self.problem is None and bool(self.tensors) and held
 
     @property
     def nearest(self) -> tuple[str, Error]:
         """The tensor that comes nearest to its bound, or goes furthest beyond it."""
         nothing = ("-", Error(math.nan, math.nan))
-        return max(self.tensors.items(), key=lambda item: self._share(item[1]), default=nothing)
+        return max(self.tensors.items(), key=lambda item: self._share(*item), default=nothing)
 
-    def _share(self, error: Error) -> float:
+    @property
+    def tolerance(self) -> Bound:
+        """The bound of that tensor."""
+        return self.bound.of(self.nearest[0])
+
+    def _share(self, name: str, error: Error) -> float:
         """Error over bound; where the bound is 0 the error itself says enough."""
         if math.isnan(error.rms) or math.isnan(error.worst):
             return math.inf
-        return max(error.rms / (self.bound.rms or 1), error.worst / (self.bound.worst or 1))
+        bound = self.bound.of(name)
+        return max(error.rms / (bound.rms or 1), error.worst / (bound.worst or 1))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is no finite number is null."""
@@ -85,7 +91,7 @@ class Check:
             "name": self.name,
             "passed": self.passed,
             "figure": {"tensor": name, **_finite(error)},
-            "tolerance": self.bound._asdict(),
+            "tolerance": {key: getattr(self.tolerance, key) for key in ("rms", "worst", "why")},
             "tensors": {n: _finite(e) for n, e in self.tensors.items()},
             "problem": self.problem,
             "seconds": round(self.seconds, 3),
@@ -99,7 +105,7 @@ class Check:
         name, error = self.nearest
         return (
             f"{where}: {name} is off by rms {error.rms:.2g}, worst {error.worst:.2g}; allowed "
-            f"{self.bound.rms:.2g} and {self.bound.worst:.2g} ({self.bound.why})"
+            f"{self.tolerance.rms:.2g} and {self.tolerance.worst:.2g} ({self.bound.why})"
         )
 
 
@@ -181,7 +187,7 @@ def _figures(check: Check) -> tuple[object, ...]:
     name, error = check.nearest
     if check.problem is not None:
         return (None, None, None, None, check.problem)
-    found = (error.rms, check.bound.rms, error.worst, check.bound.worst)
+    found = (error.rms, check.tolerance.rms, error.worst, check.tolerance.worst)
     return (*(f"{value:.1e}" for value in found), name)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,10 +36,16 @@ class Bound(NamedTuple):
     worst: float
     """Largest error over the largest element."""
     why: str
+    wider: Mapping[str, float] = types.MappingProxyType({})
+    """Tensors that are allowed so many times as much."""
 
     def grown(self, factor: float) -> Bound:
         """The bound times `factor`, as at a length at which errors have so much more room."""
-        return Bound(self.rms * factor, self.worst * factor, self.why)
+        return self._replace(rms=self.rms * factor, worst=self.worst * factor)
+
+    def of(self, tensor: str) -> Bound:
+        """The bound of one tensor."""
+        return self.grown(self.wider.get(tensor, 1.0))
 
 
 SAME_BITS = Bound(0.0, 0.0, "the same bits")
@@ -51,7 +58,7 @@ class Error(NamedTuple):
     worst: float
 
     def within(self, bound: Bound) -> bool:
-        """Whether both are; NaN is not."""
+        """Whether both are (`Bound.of` the tensor); NaN is not."""
         return self.rms <= bound.rms and self.worst <= bound.worst
 
 

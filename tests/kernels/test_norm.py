@@ -435,7 +435,7 @@ def test_what_doctor_checks_of_it_holds(dtype):
     for law in laws(probe):
         bound = law.bound(probe)
         for name, error in errors(*law.compare(probe)).items():
-            assert error.within(bound), f"{law.name}: {name} {error}"
+            assert error.within(bound.of(name)), f"{law.name}: {name} {error}"
 
 
 # Bad input

@@ -15,6 +15,7 @@ from dnassm import doctor
 from dnassm.errors import ArtifactError, ConfigError
 from dnassm.kernels import laws
 from dnassm.kernels.causal_conv1d.checks import SUBJECT as CONV
+from dnassm.kernels.laws import Bound, Error
 from dnassm.pipelines.cli import cli, main
 
 OPS = set(doctor.subjects())
@@ -285,6 +286,28 @@ def test_not_a_number_is_null_in_the_certificate(broken):
     written = doctor.examine(length=32, device="cpu").to_json()
     assert json.loads(json.dumps(written, allow_nan=False))["passed"] is False
     assert written["checks"][0]["figure"] == {"tensor": "y", "rms": None, "worst": None}
+
+
+def test_a_wider_bound_is_that_of_its_tensor_alone():
+    bound = Bound(1e-3, 1e-2, "some rounding", {"dA": 2.0})
+    errors = {"y": Error(9e-4, 9e-3), "dA": Error(1.5e-3, 1e-2)}
+
+    def checked(bound, **found):
+        return doctor.Check("op", "here", "bfloat16", "law", bound, errors | found, None, 0.1)
+
+    assert checked(bound).passed
+    assert checked(bound).nearest[0] == "y"
+    assert checked(bound).to_json()["tolerance"] == {
+        "rms": 1e-3,
+        "worst": 1e-2,
+        "why": "some rounding",
+    }
+    assert not checked(bound, y=errors["dA"]).passed
+    beyond = checked(bound, dA=Error(3e-3, 1e-2))
+    assert not beyond.passed
+    assert "dA is off by rms 0.003" in beyond.fault()
+    assert "allowed 0.002 and 0.02" in beyond.fault()
+    assert checked(bound.grown(2), dA=Error(3e-3, 1e-2)).passed
 
 
 def test_a_kernel_that_breaks_down_is_a_finding(broken):
