@@ -196,91 +196,26 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
       // Segments in reverse; h is the state that enters this one.
 #pragma unroll 1
       for (int first = (held - 1) / SEGMENT * SEGMENT; first >= 0; first -= SEGMENT) {
-      const int until = min(first + SEGMENT, held);
-      // Phase 1: the state before every tile but the first.
+        const int until = min(first + SEGMENT, held);
+        // Phase 1: the state before every tile but the first.
 #pragma unroll 1
-      for (int tile = first; tile < until - 1; tile++) {
-        const i64 t = t0 + tile * TB;
-        __syncwarp();
-        prepare(work, end - t, true);
-        __syncwarp();
-        fetch(t + TB, tile == until - 2);
+        for (int tile = first; tile < until - 1; tile++) {
+          const i64 t = t0 + tile * TB;
+          __syncwarp();
+          prepare(work, end - t, true);
+          __syncwarp();
+          fetch(t + TB, tile == until - 2);
 #if PACKED
-        const int flags = resets[t / TB];
-        i64 sequence = before[t / TB];
+          const int flags = resets[t / TB];
+          i64 sequence = before[t / TB];
 #endif
-        float d[2][4], in[2][4], b[2][4];
-        const auto need = [&](int i) {
-          load4(d[i & 1], &work.size.v[i][4 * me.cl]);
-          load4(in[i & 1], &work.value.v[i][4 * me.cl]);
-          load4(b[i & 1], maps_at + (tile * TB + i) * ROW + 4 * me.sq);
-        };
-        need(0);
-#pragma unroll
-        for (int i = 0; i < TB; i++) {
-#if PACKED
-          if (flags >> i & 1) {
-            sequence++;
-            load_states(h, initial ? initial + sequence * channels * N : initial, me);
-          }
-#endif
-          const int now = i & 1;
-          if (i + 1 < TB) need(i + 1);
-          EACH4(q) EACH4(j) {
-            // Here exponentials are waited for, elsewhere instructions: 2 of 16 go another way.
-            const float exponent = d[now][q] * a[q][j], decay = q < 2 && j == 3 ? ex2_fma(exponent) : ex2(exponent);
-            h[q][j] = fmaf(decay, h[q][j], in[now][q] * b[now][j]);
-          }
-        }
-        if (tile < until - 2) store_scratch(inner + (tile - first) * 128, h);
-      }
-
-      // Phase 2: tiles in reverse; their states in registers, then the adjoint.
-#pragma unroll 1
-      for (int tile = until - 1; tile >= first; tile--) {
-        const i64 t = t0 + tile * TB, steps = end - t;
-        __syncwarp();
-        prepare(work, steps, false);
-        prepare_gradients(work);
-        __syncwarp();
-        const bool inside = tile > first;
-        if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB);
-        const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
-        float(*sum_B)[NPAD] = work.sum_B[tile % (2 * GATHER)], (*sum_C)[NPAD] = work.sum_C[tile % (2 * GATHER)];
-#if PACKED
-        const int flags = resets[t / TB];
-        i64 sequence = before[t / TB];
-#endif
-        // As in the forward: fetched a step before they are used, sums finished a step after.
-        float d[2][4], u[2][4], g[2][4], b[2][4], m[2][4];
-        const auto need = [&](int i, bool maps_of_y) {
-          load4(d[i & 1], &work.size.v[i][4 * me.cl]);
-          load4(u[i & 1], &work.value.v[i][4 * me.cl]);
-          load4(g[i & 1], &work.grad.v[i][4 * me.cl]);
-          load4(b[i & 1], rows + i * ROW);
-          if (maps_of_y) load4(m[i & 1], rows + i * ROW + NPAD);
-        };
-        States past[TB];  // past[i]: before step i
-        {
-          float y_core[2][4], grad_C[2][4];
-          const auto finish = [&](int i) {
-            sum4<SL, CL>(grad_C[i & 1]);
-#pragma unroll
-            for (int j = 0; j < OWN_STATES; j++)
-              if (me.cl < 4) sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
-            if (HAS_Z || OUTPUT) {
-              sum4<1, SL>(y_core[i & 1]);
-#pragma unroll
-              for (int q = 0; q < OWN_SUMS; q++) {
-                const float y_open = fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
-                if (HAS_Z && me.sq < 4) work.slope.v[i][mine + q] *= y_open;
-#if OUTPUT
-                if (me.sq < 4) work.output.v[i][mine + q] *= y_open;
-#endif
-              }
-            }
+          float d[2][4], in[2][4], b[2][4];
+          const auto need = [&](int i) {
+            load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+            load4(in[i & 1], &work.value.v[i][4 * me.cl]);
+            load4(b[i & 1], maps_at + (tile * TB + i) * ROW + 4 * me.sq);
           };
-          need(0, HAS_Z || OUTPUT);
+          need(0);
 #pragma unroll
           for (int i = 0; i < TB; i++) {
 #if PACKED
@@ -290,110 +225,175 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             }
 #endif
             const int now = i & 1;
-            if (i + 1 < TB) need(i + 1, HAS_Z || OUTPUT);
-            EACH4(k) y_core[now][k] = grad_C[now][k] = 0.f;
-            EACH4(q) {
-              const float in = d[now][q] * u[now][q];
-              EACH4(j) {
-                past[i][q][j] = h[q][j];
-                h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in * b[now][j]);
-                if (HAS_Z || OUTPUT) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
-                grad_C[now][j] = fmaf(g[now][q], h[q][j], grad_C[now][j]);
-              }
+            if (i + 1 < TB) need(i + 1);
+            EACH4(q) EACH4(j) {
+              // Here exponentials are waited for, elsewhere instructions: 2 of 16 go another way.
+              const float exponent = d[now][q] * a[q][j], decay = q < 2 && j == 3 ? ex2_fma(exponent) : ex2(exponent);
+              h[q][j] = fmaf(decay, h[q][j], in[now][q] * b[now][j]);
             }
-            if (i > 0) finish(i - 1);
           }
-          finish(TB - 1);
+          if (tile < until - 2) store_scratch(inner + (tile - first) * 128, h);
         }
-        {
-          float grad_B[2][4], by_decay[2][4], by_inflow[2][4];
-          const auto finish = [&](int i) {
-            sum4<SL, CL>(grad_B[i & 1]);
-#pragma unroll
-            for (int j = 0; j < OWN_STATES; j++)
-              if (me.cl < 4) sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[i & 1][j];
-            sum4<1, SL>(by_decay[i & 1]);
-            sum4<1, SL>(by_inflow[i & 1]);
-            if (SL == 1) __syncwarp();
-#pragma unroll
-            for (int q = 0; q < OWN_SUMS; q++) {
-              const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
-              const float grad = work.grad.v[i][mine + q], inflow = by_inflow[i & 1][q];
-              const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(size);
-              if (SL > 4) __syncwarp();
-              if (me.sq < 4) {
-                work.size.v[i][mine + q] = slope;
-                work.value.v[i][mine + q] = fmaf(inflow, size, through[q] * grad);
-              }
-              grad_skip[q] = fmaf(grad, value, grad_skip[q]);
-              if (i < steps) grad_bias[q] += slope;
-            }
-          };
-          need(TB - 1, true);
-#pragma unroll
-          for (int i = TB - 1; i >= 0; i--) {
-            const int now = i & 1;
-            if (i > 0) need(i - 1, true);
-            EACH4(k) grad_B[now][k] = by_decay[now][k] = by_inflow[now][k] = 0.f;
-            EACH4(q) {
-              const float in = d[now][q] * u[now][q];
-              EACH4(j) {
-                const float adjoint = fmaf(g[now][q], m[now][j], carry[q][j]);
-                carry[q][j] = ex2(d[now][q] * a[q][j]) * adjoint;
-                const float w = carry[q][j] * past[i][q][j];
-                by_decay[now][q] = fmaf(w, a[q][j], by_decay[now][q]);
-                grad_a[q][j] = fmaf(w, d[now][q], grad_a[q][j]);
-                by_inflow[now][q] = fmaf(adjoint, b[now][j], by_inflow[now][q]);
-                grad_B[now][j] = fmaf(adjoint, in, grad_B[now][j]);
-              }
-            }
-            if (i < TB - 1) finish(i + 1);
-            if (i == TB / 2) {  // registers are free by now for the state of the next tile
-              if (tile > first + 1) load_scratch(h, inner + (tile - first - 2) * 128);
-              if (tile == first) saved -= marks_apart;
-              if (tile <= first + 1 && t > begin && me.valid > 0) load_mark(h, saved, 32);
-            }
+
+        // Phase 2: tiles in reverse; their states in registers, then the adjoint.
+#pragma unroll 1
+        for (int tile = until - 1; tile >= first; tile--) {
+          const i64 t = t0 + tile * TB, steps = end - t;
+          __syncwarp();
+          prepare(work, steps, false);
+          prepare_gradients(work);
+          __syncwarp();
+          const bool inside = tile > first;
+          if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB);
+          const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
+          float(*sum_B)[NPAD] = work.sum_B[tile % (2 * GATHER)], (*sum_C)[NPAD] = work.sum_C[tile % (2 * GATHER)];
 #if PACKED
-            if (flags >> i & 1) {
-              if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
-              sequence--;
-              load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
-            }
+          const int flags = resets[t / TB];
+          i64 sequence = before[t / TB];
 #endif
-          }
-          finish(0);
-        }
-        __syncwarp();
-        {
-          const auto write = [&](Tile &tile, T *to, i64 stride) {
-            Rows result;
-            EACH_ROUND(r) result.set(r, tile.at(r, 0));
-            result.store(to, stride, steps, me.valid);
+          // As in the forward: fetched a step before they are used, sums finished a step after.
+          float d[2][4], u[2][4], g[2][4], b[2][4], m[2][4];
+          const auto need = [&](int i, bool maps_of_y) {
+            load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+            load4(u[i & 1], &work.value.v[i][4 * me.cl]);
+            load4(g[i & 1], &work.grad.v[i][4 * me.cl]);
+            load4(b[i & 1], rows + i * ROW);
+            if (maps_of_y) load4(m[i & 1], rows + i * ROW + NPAD);
           };
-          write(work.value, dx + out + t * yt, yt);
-          write(work.size, ddt + out + t * yt, yt);
+          States past[TB];  // past[i]: before step i
+          {
+            float y_core[2][4], grad_C[2][4];
+            const auto finish = [&](int i) {
+              sum4<SL, CL>(grad_C[i & 1]);
+#pragma unroll
+              for (int j = 0; j < OWN_STATES; j++)
+                if (me.cl < 4) sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
+              if (HAS_Z || OUTPUT) {
+                sum4<1, SL>(y_core[i & 1]);
+#pragma unroll
+                for (int q = 0; q < OWN_SUMS; q++) {
+                  const float y_open = fmaf(through[q], work.value.v[i][mine + q], y_core[i & 1][q]);
+                  if (HAS_Z && me.sq < 4) work.slope.v[i][mine + q] *= y_open;
+#if OUTPUT
+                  if (me.sq < 4) work.output.v[i][mine + q] *= y_open;
+#endif
+                }
+              }
+            };
+            need(0, HAS_Z || OUTPUT);
+#pragma unroll
+            for (int i = 0; i < TB; i++) {
+#if PACKED
+              if (flags >> i & 1) {
+                sequence++;
+                load_states(h, initial ? initial + sequence * channels * N : initial, me);
+              }
+#endif
+              const int now = i & 1;
+              if (i + 1 < TB) need(i + 1, HAS_Z || OUTPUT);
+              EACH4(k) y_core[now][k] = grad_C[now][k] = 0.f;
+              EACH4(q) {
+                const float in = d[now][q] * u[now][q];
+                EACH4(j) {
+                  past[i][q][j] = h[q][j];
+                  h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in * b[now][j]);
+                  if (HAS_Z || OUTPUT) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
+                  grad_C[now][j] = fmaf(g[now][q], h[q][j], grad_C[now][j]);
+                }
+              }
+              if (i > 0) finish(i - 1);
+            }
+            finish(TB - 1);
+          }
+          {
+            float grad_B[2][4], by_decay[2][4], by_inflow[2][4];
+            const auto finish = [&](int i) {
+              sum4<SL, CL>(grad_B[i & 1]);
+#pragma unroll
+              for (int j = 0; j < OWN_STATES; j++)
+                if (me.cl < 4) sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[i & 1][j];
+              sum4<1, SL>(by_decay[i & 1]);
+              sum4<1, SL>(by_inflow[i & 1]);
+              if (SL == 1) __syncwarp();
+#pragma unroll
+              for (int q = 0; q < OWN_SUMS; q++) {
+                const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
+                const float grad = work.grad.v[i][mine + q], inflow = by_inflow[i & 1][q];
+                const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(size);
+                if (SL > 4) __syncwarp();
+                if (me.sq < 4) {
+                  work.size.v[i][mine + q] = slope;
+                  work.value.v[i][mine + q] = fmaf(inflow, size, through[q] * grad);
+                }
+                grad_skip[q] = fmaf(grad, value, grad_skip[q]);
+                if (i < steps) grad_bias[q] += slope;
+              }
+            };
+            need(TB - 1, true);
+#pragma unroll
+            for (int i = TB - 1; i >= 0; i--) {
+              const int now = i & 1;
+              if (i > 0) need(i - 1, true);
+              EACH4(k) grad_B[now][k] = by_decay[now][k] = by_inflow[now][k] = 0.f;
+              EACH4(q) {
+                const float in = d[now][q] * u[now][q];
+                EACH4(j) {
+                  const float adjoint = fmaf(g[now][q], m[now][j], carry[q][j]);
+                  carry[q][j] = ex2(d[now][q] * a[q][j]) * adjoint;
+                  const float w = carry[q][j] * past[i][q][j];
+                  by_decay[now][q] = fmaf(w, a[q][j], by_decay[now][q]);
+                  grad_a[q][j] = fmaf(w, d[now][q], grad_a[q][j]);
+                  by_inflow[now][q] = fmaf(adjoint, b[now][j], by_inflow[now][q]);
+                  grad_B[now][j] = fmaf(adjoint, in, grad_B[now][j]);
+                }
+              }
+              if (i < TB - 1) finish(i + 1);
+              if (i == TB / 2) {  // registers are free by now for the state of the next tile
+                if (tile > first + 1) load_scratch(h, inner + (tile - first - 2) * 128);
+                if (tile == first) saved -= marks_apart;
+                if (tile <= first + 1 && t > begin && me.valid > 0) load_mark(h, saved, 32);
+              }
+#if PACKED
+              if (flags >> i & 1) {
+                if (dinitial) store_states(dinitial + sequence * channels * N, carry, me);
+                sequence--;
+                load_states(carry, sequence >= 0 ? dlast + sequence * channels * N : nullptr, me);
+              }
+#endif
+            }
+            finish(0);
+          }
+          __syncwarp();
+          {
+            const auto write = [&](Tile &tile, T *to, i64 stride) {
+              Rows result;
+              EACH_ROUND(r) result.set(r, tile.at(r, 0));
+              result.store(to, stride, steps, me.valid);
+            };
+            write(work.value, dx + out + t * yt, yt);
+            write(work.size, ddt + out + t * yt, yt);
 #if OVER_Z
-          write(work.slope, dz + out_of_gate + t * dzt, dzt);
+            write(work.slope, dz + out_of_gate + t * dzt, dzt);
 #else
-          if (HAS_Z) write(work.slope, dz + out + t * yt, yt);
+            if (HAS_Z) write(work.slope, dz + out + t * yt, yt);
 #endif
 #if OUTPUT
-          write(work.output, y + out + t * yt, yt);
+            write(work.output, y + out + t * yt, yt);
 #endif
-        }
-        if (tile % GATHER == 0) {
-          __syncthreads();
-          float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
-          for (int k = threadIdx.x; k < min((i64)GATHER * TB, end - t) * ROW; k += NTH) {
-            const int from = (tile + k / (TB * ROW)) % (2 * GATHER), row = k / ROW % TB, n = k % NPAD;
-            float v = 0.f;
+          }
+          if (tile % GATHER == 0) {
+            __syncthreads();
+            float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
+            for (int k = threadIdx.x; k < min((i64)GATHER * TB, end - t) * ROW; k += NTH) {
+              const int from = (tile + k / (TB * ROW)) % (2 * GATHER), row = k / ROW % TB, n = k % NPAD;
+              float v = 0.f;
 #pragma unroll
-            for (int w = 0; w < NWARP; w++)
-              v += k % ROW < NPAD ? works[w].sum_B[from][row][n] : works[w].sum_C[from][row][n];
-            to[k] = v;
+              for (int w = 0; w < NWARP; w++)
+                v += k % ROW < NPAD ? works[w].sum_B[from][row][n] : works[w].sum_C[from][row][n];
+              to[k] = v;
+            }
           }
         }
-      }
       }
     }
     // Sums over the chunk: dA (D, N), then of the skip connection (D), then of the bias (D).

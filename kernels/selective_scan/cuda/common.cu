@@ -13,10 +13,10 @@
 // dB and dC.
 //
 // Macros, all set by walk.py: DTYPE (0 float, 1 bf16, 2 fp16); N states; NC; TB steps of a tile; SL; VEC; NTH
-// threads of a block, BLOCKS of them per multiprocessor; CK steps between saved states; TILES of which B and C are brought in
-// at once; GATHER tiles whose dB and dC are summed over the warps at once; SOFTPLUS, HAS_Z, PACKED,
-// ADJOINT, EXACT (never stop early), OUTPUT (the backward writes y as well), OVER_Z (it writes dz over z,
-// by the strides of z).
+// threads of a block, BLOCKS of them per multiprocessor; CK steps between saved states; HELD steps of B and C
+// that the backward holds; TILES of which the others bring them in at once; GATHER tiles whose dB and dC are
+// summed over the warps at once; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early), OUTPUT (the
+// backward writes y as well), OVER_Z (it writes dz over z, by the strides of z).
 
 typedef long long i64;
 typedef unsigned short u16;
