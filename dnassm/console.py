@@ -98,6 +98,8 @@ class Progress:
             self._bar.stop()
             self._bar = None
             return
+        if kind is not None and self._done == self._start:
+            return  # refused before any work: what is said of it is enough
         end = "done in" if kind is None else "stopped after"
         took = _duration(self._clock() - self._began)
         self._line(f"{self._amount()} {self._rate()} {end} {took}{self._facts_text()}")

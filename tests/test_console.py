@@ -76,6 +76,13 @@ def test_a_stopped_job_says_how_far_it_came():
     assert log.getvalue() == "pretrain 4/10 steps 1.33 steps/s stopped after 3.0 s\n"
 
 
+def test_a_job_that_is_refused_before_any_work_says_nothing_of_it():
+    log = io.StringIO()
+    with pytest.raises(ValueError, match="taken"), Progress(10, "B", "tokenize", stream=log):
+        raise ValueError("taken")
+    assert log.getvalue() == ""
+
+
 def test_nothing_done_yet_promises_no_time():
     log, clock = io.StringIO(), Clock()
     with Progress(10, "steps", "pretrain", every_s=1, stream=log, clock=clock) as progress:
