@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.machine import ROOT
 from dnassm.artifact import read_json, staged_file
+from dnassm.errors import ArtifactError
 
 RESULTS, TABLE = ROOT / "benchmarks" / "results", ROOT / "docs" / "blocks.md"
 # (B, M, L) -> ms and GiB (None: not asked) of forward + backward.
@@ -28,6 +29,7 @@ ASKED: dict[str, dict[tuple[int, int, int], tuple[float, float | None]]] = {
     "mamba2": {(1, 256, 1 << 20): (32.0, 8.0), (8, 768, 1 << 13): (6.5, None)},
 }
 STEP_ASKED = {1: 150.0, 64: 200.0}  # us, by batch
+FILES = {"mamba": "mamba_block_gpu.json", "mamba2": "mamba2_block_gpu.json"}
 FLOORS = {"bytes_ms": "bytes", "products_floor_ms": "products", "ex2_ms": "exponentials"}
 PARTS = {
     "scan_ms": "scan",
@@ -61,16 +63,28 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of both")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
-    found = {}
-    for kind in ASKED:
-        path = options.results / f"{kind}_block_gpu.json"
-        if options.measure:
-            command = [sys.executable, "-m", f"benchmarks.{kind}_block_gpu", "--out", str(path)]
-            subprocess.run(command, check=True, cwd=ROOT)
-        found[kind] = read_json(path)
-    text = "\n".join([HEAD, *(blocks(kind, found[kind]) for kind in ASKED), steps(found["mamba"])])
-    with staged_file(options.out) as staged:
-        staged.write_text(text, encoding="utf-8")
+    if options.measure:
+        measure(options.results)
+    try:
+        found = {kind: read_json(options.results / name) for kind, name in FILES.items()}
+        tables = [blocks(kind, found[kind]) for kind in ASKED]
+        with staged_file(options.out) as staged:
+            staged.write_text("\n".join([HEAD, *tables, steps(found["mamba"])]), encoding="utf-8")
+    except ArtifactError as error:
+        raise SystemExit(str(error)) from None
+
+
+def measure(folder: Path) -> None:
+    """Have both measured, each in a process of its own."""
+    for name in FILES.values():
+        module = f"benchmarks.{name.removesuffix('.json')}"
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--out", str(folder.absolute() / name)],
+            cwd=ROOT,
+            check=False,
+        )
+        if done.returncode:  # it has said why
+            raise SystemExit(done.returncode)
 
 
 def blocks(kind: str, result: dict[str, Any]) -> str:

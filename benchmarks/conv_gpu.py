@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import milliseconds, require_gpu
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.causal_conv1d import causal_conv1d
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--backend", default="cuda")
     options = parser.parse_args()
+    require_gpu()
     header = {"what": "causal convolution on a GPU, bf16, width 4, SiLU; medians", **describe()}
     small, started = inputs(1, 512, 64), time.perf_counter()
     leaf = small["x"].detach().requires_grad_()

@@ -10,6 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 _FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU so far
 
 
+def require_gpu() -> None:
+    """End the script in one line where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark measures a GPU: expected a CUDA device, found none")
+
+
 def milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
     """Of each of `rounds` calls, by CUDA events, after three that do not count.
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.conv_gpu import COPY_PER_S
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import milliseconds, require_gpu
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.linear_cross_entropy import linear_cross_entropy
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; stdout when missing")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
+    require_gpu()
     rows = []
     for shape in SHAPES:
         row = measure(shape, options.rounds)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ssd_gpu
-from benchmarks.gpu_time import listed, milliseconds
+from benchmarks.gpu_time import listed, milliseconds, require_gpu
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.causal_conv1d import causal_conv1d
@@ -217,6 +217,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure every row and write them down."""
     options = arguments()
+    require_gpu()
     shapes = [SHAPES[number] for number in options.shapes]
     if options.profile:
         for shape, variant in itertools.product(shapes, options.only or [""]):

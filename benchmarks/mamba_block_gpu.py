@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import kernels, listed, milliseconds
+from benchmarks.gpu_time import kernels, listed, milliseconds, require_gpu
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2], help="by number")
     parser.add_argument("--profile", action="store_true", help="list the kernels, and no more")
     options = parser.parse_args()
+    require_gpu()
     shapes = [SHAPES[number] for number in options.shapes]
     if options.profile:
         for shape in shapes:

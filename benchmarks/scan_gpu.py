@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import milliseconds, require_gpu
 from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.kernels.selective_scan import selective_scan
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--exact", action="store_true")
     arguments = parser.parse_args()
+    require_gpu()
     header = {"what": "selective scan on a GPU, bf16, N 16, medians in ms", **describe()}
     rows = []
     for shape, order in itertools.product(SHAPES, ORDERS):

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.gpu_time import require_gpu
 from benchmarks.machine import describe
 from benchmarks.scan_gpu import inputs
 from dnassm.artifact import write_json
@@ -224,6 +225,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure every method at every length and write it down."""
     options = parse()
+    require_gpu()
     deadline = time.monotonic() + options.seconds
     how = {"backend": options.backend, "exact": options.exact}
     methods = [

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import milliseconds
+from benchmarks.gpu_time import milliseconds, require_gpu
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.kernels.ssd import ssd
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--chunk", type=int, help="positions taken at once")
     options = parser.parse_args()
+    require_gpu()
     header = {"what": "SSD on a GPU, bf16; medians", **describe()}
     how = {"backend": options.backend, "chunk": options.chunk}
     started = time.perf_counter()

@@ -100,7 +100,7 @@ def held(request, monkeypatch):
     """Channels of a thread, in the forward and (4 or 2) in `chunk_ends`, not as the model says."""
 
     def only(layouts, held):
-        found = tuple(one._replace(shortest=1) for one in layouts if one.held == held)
+        found = tuple(one._replace(shortest=1) for one in layouts if one.channels == held)
         return found or layouts[:1]
 
     def narrowed(problem, layouts, pre_pass, whole):

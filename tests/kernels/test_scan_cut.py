@@ -66,8 +66,8 @@ def test_an_h200_is_cut_as_it_was_measured(size):
     before = (None, None)
     if found.chunks > 1:
         ends = cut.cut_ends(asked, FORWARD, found.steps)
-        before = (ends.layout.held, found.steps // ends.steps)
-    assert (found.layout.held, found.width, found.chunks, *before) == MEASURED[size]
+        before = (ends.layout.channels, found.steps // ends.steps)
+    assert (found.layout.channels, found.width, found.chunks, *before) == MEASURED[size]
 
 
 @pytest.mark.parametrize("length", [1, 17, 100, 4097, 65_537])

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_MOST_CHUNKS = 65535
 # A multiprocessor with few warps waits for latencies that others would fill: a quarter of what it
 # holds takes 0.42 of the time, half of it 0.64. From (8, 1536, 8192) uncut and (64, 512, 1024).
 _ALONE = 0.26
@@ -38,8 +37,8 @@ _WORTH = 0.995
 class Layout(NamedTuple):
     """How many channels a thread holds, and what follows."""
 
-    held: int
-    """Channels of a thread."""
+    channels: int
+    """Of a thread."""
     tile: int
     """Steps of a tile."""
     rows: int
@@ -88,7 +87,7 @@ class Problem(NamedTuple):
 
     def across(self, layout: Layout, width: int) -> int:
         """Blocks of a chunk, of all rows."""
-        return -(-self.channels // (width * layout.held)) * self.rows
+        return -(-self.channels // (width * layout.channels)) * self.rows
 
     def _blocks(self, layout: Layout, width: int, chunks: int) -> tuple[int, int]:
         """How many there are, and how many the device holds."""
@@ -171,7 +170,7 @@ def _lengths(problem: Problem, layout: Layout, unit: int) -> Iterator[int]:
     """
     units = -(-problem.steps // unit)
     slots = layout.warps // layout.widths[-1] * problem.multiprocessors
-    most = min(units, max(1, 4 * slots // problem.across(layout, layout.widths[-1])), _MOST_CHUNKS)
+    most = min(units, max(1, 4 * slots // problem.across(layout, layout.widths[-1])))
     wanted = {*range(1, min(most, 32) + 1), most}
     count = 32.0
     while (count := count * 1.1) < most:

@@ -67,7 +67,7 @@ class Shape(NamedTuple):
         wide = self.layouts[0]
         if TILE * 2 * 32 // self.lanes < 32:
             return (wide,)
-        two = wide._replace(held=2, rows=2 * _ROWS)
+        two = wide._replace(channels=2, rows=2 * _ROWS)
         return wide, *(two._replace(time=time, shortest=steps) for time, steps in _ENDS_OF_TWO)
 
     @property
@@ -105,9 +105,8 @@ class Shape(NamedTuple):
         if marks is not None:
             return _shape_of(*arguments, span_of(length, marks))
         warps = batch * groups * -(-per_group // shape.channels)
-        room = torch.cuda.get_device_properties(scan.x.device).total_memory // _MARKS
-        if scan.frugal:
-            room = 0
+        memory = torch.cuda.get_device_properties(scan.x.device).total_memory
+        room = 0 if scan.frugal else memory // _MARKS
         fits = (span for span in _SHORT_SPANS if -(-length // span) * warps * 2048 <= room)
         return _shape_of(*arguments, next(fits, shape.span))
 
@@ -144,7 +143,7 @@ def map_tiles(lanes: int, width: int, layout: Layout) -> int:
 def _layouts(lanes: int, properties: Any) -> tuple[Layout, ...]:
     """Of the forward."""
     wide = Layout(4, TILE, _ROWS, _WARPS, (16, 8, 4, 2, 1), 1.0)
-    two = wide._replace(held=2, tile=2 * TILE, rows=4 * _ROWS, time=_TIME_OF_TWO)
+    two = wide._replace(channels=2, tile=2 * TILE, rows=4 * _ROWS, time=_TIME_OF_TWO)
     one = Layout(1, 4 * TILE, 2 * _ROWS, _WARPS_OF_ONE, (_WIDTH_OF_ONE,), _TIME_OF_ONE)
     return tuple(_fitted(layout, lanes, properties) for layout in (wide, two, one))
 
@@ -166,8 +165,8 @@ def _fitted(layout: Layout, lanes: int, properties: Any) -> Layout:
 def forward_shared(lanes: int, width: int, layout: Layout) -> int:
     """Bytes of shared memory of `forward`, as laid out there; `chunk_ends` needs less."""
     maps = 2 * map_tiles(lanes, width, layout) * layout.tile * 2 * 4 * lanes
-    tiles = 2 * (layout.tile * layout.held // 4) * (128 // lanes + 4)
-    return 4 * (maps + width * (tiles + 2 * max(4, layout.held * 32 // lanes)))
+    tiles = 2 * (layout.tile * layout.channels // 4) * (128 // lanes + 4)
+    return 4 * (maps + width * (tiles + 2 * max(4, layout.channels * 32 // lanes)))
 
 
 def dtype_of(scan: Scan) -> torch.dtype:

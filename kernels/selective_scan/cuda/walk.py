@@ -127,10 +127,10 @@ class Walk:
             row, step = tensor.stride()[:2]
             self._alignment |= address | row * size | step * size
 
-    def columns(self, threads: int, held: int = 4) -> int:
-        """Blocks that the channels of a group take, so many `held` by a thread."""
+    def columns(self, threads: int, channels: int = 4) -> int:
+        """Blocks that the channels of a group take, so many of a thread."""
         wide = self.shape.channels  # marks are written for all channels of the last wide warp
-        across = threads // 32 * wide * held // 4
+        across = threads // 32 * wide * channels // 4
         return -(-(-(-(self.channels // self.groups) // wide) * wide) // across)
 
     def slab(self, rows: int) -> int:
@@ -187,9 +187,9 @@ class Walk:
         self._run("forward", self._layout, self._width, self.chunks, ADJOINT=0, TILES=tiles)
 
     def _run(self, name: str, layout: Layout, width: int, chunks: int, **more: int) -> None:
-        columns = self.columns(32 * width, layout.held)
+        columns = self.columns(32 * width, layout.channels)
         self.give(columns=columns)
-        sizes = {"NC": layout.held, "TB": layout.tile, "VEC": self._neighbours(layout)}
+        sizes = {"NC": layout.channels, "TB": layout.tile, "VEC": self._neighbours(layout)}
         options = self._options(32 * width, BLOCKS=layout.warps // width, **sizes, **more)
         # Columns that remember for long, first where channels are in order of their steps, start
         # first in all rows, and columns take turns on every multiprocessor.
@@ -263,7 +263,7 @@ class Walk:
 
     def _neighbours(self, layout: Layout) -> int:
         """How many channels a thread can read and write at once, 16 bytes at a time at most."""
-        size, channels = self.dtype.itemsize, self.shape.channels * layout.held // 4
+        size, channels = self.dtype.itemsize, self.shape.channels * layout.channels // 4
         for count in (8, 4, 2):
             aligned = self._alignment % min(16, count * size) == 0
             busy = count <= channels and 32 * count <= layout.tile * channels
