@@ -133,7 +133,7 @@ def in_pieces(
     before = arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES
     torch.cuda.empty_cache()
     try:
-        arguments.PIECE_BYTES["cuda"] = arguments.WHOLE_BYTES = mib << 20
+        arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES = mib << 20, 1 << 60
         return measure(shape, how, rounds)
     finally:
         arguments.PIECE_BYTES["cuda"], arguments.WHOLE_BYTES = before

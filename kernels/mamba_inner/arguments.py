@@ -20,7 +20,7 @@ STATES = "states"
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 # The same of the forward, where four are alive, if the backward can do with parts of its pieces.
 FORWARD_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
-# A call of more than this is cut in two at least: what lives for a moment is then half.
+# A call of more than this is cut in two at least, so that what lives for a moment is half.
 WHOLE_BYTES = 128 << 20
 # A GPU keeps u without being asked where it takes no more than this, and all where xz does.
 KEPT_BYTES = 256 << 20
@@ -124,7 +124,8 @@ class Block:
     def cut(self) -> Cut:
         """The same in smaller pieces, the backward's: parts of those of the forward."""
         batch, length, _ = self.x.shape
-        budget = min(self._most(PIECE_BYTES), max(batch * self._row // 2, WHOLE_BYTES))
+        size = batch * self._row
+        budget = min(self._most(PIECE_BYTES), size if size <= WHOLE_BYTES else size // 2)
         pieces = self.forward_cut.pieces
         parts = [part for piece in pieces for part in self._split(piece, budget)]
         directions = {walk.reverse for walk in self.walks}

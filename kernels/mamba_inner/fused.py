@@ -167,14 +167,20 @@ class _Input(NamedTuple):
     """(rows, T, E) before the convolution."""
     gate: Tensor
     """(rows, T, E)."""
-    gradient: Tensor | None
-    """(rows, T, 2E), its second half the memory of `gate`; the first, until the convolution's
-    gradient goes there, that of u. None where xz is kept, which nobody may write over."""
+    gradient: Tensor
+    """(rows, T, 2E) of both side by side. Its first half is free until the convolution's gradient
+    goes there: that is where u goes, or y. The second is the memory of `gate`, unless xz is kept,
+    which nobody may write over."""
 
     @property
-    def free(self) -> Tensor | None:
+    def free(self) -> Tensor:
         """The first half of `gradient`."""
-        return None if self.gradient is None else self.gradient.chunk(2, dim=2)[0]
+        return self.gradient.chunk(2, dim=2)[0]
+
+    @property
+    def dz(self) -> Tensor:
+        """Its second half."""
+        return self.gradient.chunk(2, dim=2)[1]
 
 
 class Backward:
@@ -216,11 +222,19 @@ class Backward:
         free = given.free if index == len(block.walks) - 1 else None
         conv = conv_call(block, walk, given.before, start.conv, free)
         u, x_dbl = (self._part(name, index, number) for name in ("u", "x_dbl"))
+        room = None if u is None else free
         if u is None:
             u, _ = CONV.choose(block.backend, conv).forward(conv)
         if x_dbl is None:
             x_dbl = F.linear(u, walk.x_weight)
         scan = scan_call(block, walk, u, given.gate, x_dbl, start.ssm)
+        # What no other walk needs is written over.
+        scan = dataclasses.replace(
+            scan,
+            overwrite=("dt", "dy") if index == 0 else ("dt",),
+            dz_into=given.dz if index == 0 else None,
+            y_into=room,
+        )
         found: Any = self._scan(index, number, piece, scan, after.ssm)
         du, dgate, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
         del u, x_dbl, scan, found
@@ -269,7 +283,7 @@ class Backward:
         kept, inner = self._part("xz", -1, number), self.block.inner
         if kept is not None:
             before, gate = kept.chunk(2, dim=2)
-            return _Input(before, gate, None)
+            return _Input(before, gate, torch.empty_like(kept))
         x = piece.of(self.block.x)
         lanes = x.new_empty(*x.shape[:2], 3 * inner)  # free, gate, before
         torch.mm(flat(x), self._gate_first.t(), out=flat(lanes)[:, inner:])
@@ -293,7 +307,7 @@ class Backward:
     def _scan(
         self, index: int, number: int, piece: Piece, scan: Scan, dfinal: Tensor | None
     ) -> Gradients:
-        """Through output projection and scan; what no other walk needs is written over."""
+        """Through output projection and scan."""
         block, last, dy = self.block, index == 0, flat(piece.of(self.dy))
         backend = backend_of(block, scan)
         marks, y = self._marks(index, number, scan), self._part("y", -1, number)
@@ -307,8 +321,6 @@ class Backward:
         dgated = self._once("dgated", number, lambda: dy @ block.out_weight, last=last)
         if dfinal is None:
             dfinal = scan.A.new_zeros(scan.state_shape)
-        shared = () if not last else ("dy",) if "xz" in block.keep else ("dy", "z")
-        scan = dataclasses.replace(scan, overwrite=("dt", *shared))
         backward = backend.backward_and_output if again else backend.backward
         result = backward(scan, marks, dgated.view(scan.x.shape), dfinal)
         found: Gradients = result[0] if again else result
@@ -340,14 +352,8 @@ class Backward:
             return
         x, dx = flat(piece.of(self.block.x)), flat(piece.of(self.dx))
         weight = self.block.in_weight
-        if given.gradient is None:
-            halves = list(zip((flat(before), flat(gate)), weight.chunk(2), strict=True))
-            torch.mm(*halves[0], out=dx)
-            dx.addmm_(*halves[1])
-            self.sums.add((-1, "in_weight"), torch.cat([half.t() @ x for half, _ in halves]))
-            return
-        if gate.data_ptr() != given.gate.data_ptr():  # of a scan that writes over nothing
-            given.gate.copy_(gate)
+        if gate.data_ptr() != given.dz.data_ptr():  # of a scan that writes where it likes
+            given.dz.copy_(gate)
         both = flat(given.gradient)
         torch.mm(both, weight, out=dx)
         self.sums.add((-1, "in_weight"), both.t() @ x)

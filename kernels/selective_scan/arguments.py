@@ -28,9 +28,15 @@ class Scan:
     reverse: bool
     exact: bool
     overwrite: tuple[str, ...] = ()
-    """Of dt, z and dy, what the backward may write over, and whether the forward may write y over
-    dt, if that saves memory: nobody else reads it, and its elements do not overlap. No option of
-    the public function."""
+    """Of dt and dy, what the backward may write over, and whether the forward may write y over dt,
+    if that saves memory: nobody else reads it, and its elements do not overlap. No option of the
+    public function."""
+    dz_into: Tensor | None = None
+    """Where the backward may write the gradient of z, z itself if nobody else reads that: like z,
+    any strides. No option of the public function."""
+    y_into: Tensor | None = None
+    """Where `backward_and_output` may write y: like `dz_into`, with its strides. No option of the
+    public function."""
     frugal: bool = False
     """Whether the forward keeps no more for the backward than it must: it is a part of a call whose
     other parts keep as much. No option of the public function."""

@@ -85,7 +85,9 @@ def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients
     """Gradients of every tensor argument."""
     call = _Call(scan)
     dx, ddt, dB, dC = (empty(t.shape, t.dtype) for t in (scan.x, scan.dt, scan.B, scan.C))
-    dz = None if scan.z is None else empty(scan.z.shape, scan.z.dtype)
+    dz = scan.dz_into
+    if dz is None and scan.z is not None:
+        dz = empty(scan.z.shape, scan.z.dtype)
     for name, tensor in (("dy", dy), ("dx", dx), ("ddt", ddt), ("dB", dB), ("dC", dC), ("dz", dz)):
         call.point(name, tensor)
     marks, dfinal = _aligned(marks), dfinal.to(scan.inner).contiguous()

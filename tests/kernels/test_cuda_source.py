@@ -182,36 +182,56 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
         assert {macros[macro] for macros in found} == {0, 1}
 
 
-@pytest.mark.parametrize("overwrite", [(), ("dt",), ("z", "dy"), ("dt", "z", "dy")], ids=str)
+@pytest.mark.parametrize("overwrite", [(), ("dt",), ("dy",), ("dt", "dy")], ids=str)
 def test_a_gradient_lies_over_its_source_where_a_call_allows_it(planned, overwrite):
-    call = scan()
-    halves = torch.zeros(1, LONG.length, 2 * LONG.channels, dtype=BF16)
-    call = dataclasses.replace(call, z=halves[..., LONG.channels :], overwrite=overwrite)
+    call = dataclasses.replace(scan(), overwrite=overwrite)
     planned("sm_90", call)  # from now on a launch computes nothing
     y, state, marks = cuda.forward(call)
     dy = torch.zeros_like(y)
     found, again = cuda.backward_and_output(call, marks, dy, torch.zeros_like(state))
-    for name, source, gradient in (
-        ("dt", call.dt, found.dt),
-        ("z", call.z, found.z),
-        ("dy", dy, found.x),
-    ):
+    for name, source, gradient in (("dt", call.dt, found.dt), ("dy", dy, found.x)):
         assert (gradient.data_ptr() == source.data_ptr()) == (name in overwrite)
-    assert again.data_ptr() not in {t.data_ptr() for t in (call.x, call.dt, halves, dy, y)}
+    assert again.data_ptr() not in {t.data_ptr() for t in (call.x, call.dt, dy, y)}
 
 
-def test_every_gradient_is_written_by_its_own_strides(planned):
-    call = scan()
-    halves = torch.zeros(1, LONG.length, 2 * LONG.channels, dtype=BF16)
-    call = dataclasses.replace(call, z=halves[..., LONG.channels :], overwrite=("z",))
+SIDE_BY_SIDE = 3 * LONG.channels
+"""Numbers of a row of `lanes`."""
+
+
+def lanes():
+    """A wide tensor as the Mamba block has it: y, then dz or z, then what is not the scan's."""
+    wide = torch.zeros(1, LONG.length, SIDE_BY_SIDE, dtype=BF16)
+    return wide.chunk(3, dim=2)
+
+
+@pytest.mark.parametrize("room", ["none", "z", "dz", "dz and y", "y alone"])
+def test_gradients_are_written_where_there_is_room_by_its_strides(planned, room):
+    y, z, _ = lanes()
+    _, dz, _ = (None, z, None) if room == "z" else lanes()
+    into = {"none": {}, "z": {"dz_into": dz}, "dz": {"dz_into": dz}, "y alone": {"y_into": y}}
+    call = dataclasses.replace(scan(), z=z, **into.get(room, {"dz_into": dz, "y_into": y}))
+    seen = set()
     for kernel in planned("sm_90", call):
         if kernel.name != "backward":
             continue
         for *_, arguments, _ in kernel.launches:
-            given = dict(zip(walk.parameters(), arguments, strict=True))
-            assert given["dz"] == given["z"] == call.z.data_ptr()
-            assert (given["zt"], given["dzt"], given["yt"]) == (128, 128, 64)
-            assert (given["y"] != given["dx"]) == bool(kernel.macros["OUTPUT"])
+            given, macros = dict(zip(walk.parameters(), arguments, strict=True)), kernel.macros
+            seen.add(macros["OUTPUT"])
+            assert (given["zt"], given["dxt"]) == (SIDE_BY_SIDE, LONG.channels)
+            assert macros["DZ_APART"] == (call.dz_into is not None)
+            if macros["DZ_APART"]:
+                assert (given["dz"], given["dzt"]) == (dz.data_ptr(), SIDE_BY_SIDE)
+            if macros["OUTPUT"]:
+                assert (given["y"] == y.data_ptr()) == (macros["OUTPUT"] == 2)
+    assert seen == ({0, 2} if room == "dz and y" else {0, 1})
+
+
+def test_room_of_another_dtype_is_left_alone(planned):
+    y, dz, _ = (part.float() for part in lanes())
+    call = dataclasses.replace(scan(), dz_into=dz, y_into=y)
+    for kernel in planned("sm_90", call):
+        if kernel.name == "backward":
+            assert (kernel.macros["DZ_APART"], kernel.macros["OUTPUT"] in (0, 1)) == (0, True)
 
 
 def test_the_source_includes_nothing():

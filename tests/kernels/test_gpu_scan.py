@@ -243,7 +243,15 @@ def test_a_backward_over_its_inputs_and_with_the_output_has_the_same_bits(
     plain = named(cuda.backward(call, marks, dy, dstate))
     want = named(*cuda.backward_and_output(call, marks, dy, dstate))
     assert_near(want, {**plain, "y": y}, cases.TOLERANCES[dtype])
-    before, over = dy.clone(), dataclasses.replace(call, overwrite=("dt", "z", "dy"))
+    y_into, dz_into = torch.full_like(y.repeat(1, 1, 2), torch.nan).chunk(2, dim=2)
+    if call.z is None:
+        y_into = dz_into = None
+    room = dataclasses.replace(call, dz_into=dz_into, y_into=y_into)
+    got = named(*cuda.backward_and_output(room, marks, dy, dstate))
+    assert_same(got, want)
+    for name, place in (("z", dz_into), ("y", y_into)):
+        assert place is None or got[name].data_ptr() == place.data_ptr()
+    before, over = dy.clone(), dataclasses.replace(call, overwrite=("dt", "dy"), dz_into=call.z)
     got = named(*cuda.backward_and_output(over, marks, dy, dstate))
     assert_same(got, want)
     for gradient, source in (("x", dy), ("dt", call.dt), ("z", call.z)):

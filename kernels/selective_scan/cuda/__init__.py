@@ -74,7 +74,7 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(scan: Scan, marks: Tensor, dy: Tensor, dfinal: Tensor) -> Gradients:
-    """Gradients; those of dt, z and x lie over dt, z and dy where `Scan.overwrite` names them."""
+    """Gradients; those of dt and x lie over dt and dy where `Scan.overwrite` names them."""
     return _gradients(Walk(scan, marks), marks, dy, dfinal, None)
 
 
@@ -83,7 +83,9 @@ def backward_and_output(
 ) -> tuple[Gradients, Tensor]:
     """Gradients as from `backward`, and y once more: all but its last factor is found for dz."""
     walk = Walk(scan, marks)
-    y = torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
+    y = _beside_dz(walk)
+    if y is None:
+        y = torch.empty(scan.x.shape, dtype=walk.dtype, device=scan.x.device)
     found = _gradients(walk, marks, dy, dfinal, y)
     return found, y.to(scan.x.dtype)
 
@@ -107,10 +109,9 @@ def _gradients(
     rows = walk.columns(shape.threads) * scan.B.shape[2] * walk.batch
     slab = walk.slab(rows)
     dmaps = marks.new_empty(rows * min(slab, walk.length), 2 * shape.padded)
+    output = 0 if y is None else 1 if _beside_dz(walk) is None else 2
     for begin in reversed(range(0, walk.length, slab)):
-        # y lies as dx does: where it is not asked for, dx says how.
-        output = along["dx"] if y is None else y
-        walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=output, dy=dy, **along)
+        walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=y, dy=dy, **along)
         layouts = (shape.of_backward,)
         chunks = walk.cut(layouts, whole=shape.span, pre_pass=_ENDS_OF_BACKWARD)
         walk.start(carry, adjoint=True)
@@ -118,28 +119,44 @@ def _gradients(
         by_chunk = marks.new_empty(walk.batch * chunks, scan.A.shape[1] + 2, walk.channels)
         sums.append(by_chunk)
         walk.give(handed=carry, dmaps=dmaps, by_chunk=by_chunk)
-        walk.backward(output=y is not None)
+        walk.backward(output=output, apart=_dz_into(walk) is not None)
         walk.reduce(dmaps, dB, dC)
     total = (sums[0] if len(sums) == 1 else torch.cat(sums)).sum(0)
     initial = walked(dinitial if walk.packed else carry, scan)
     return _found(scan, {**along, "dB": dB, "dC": dC}, total, initial)
 
 
-def _along(walk: Walk, dy: Tensor) -> dict[str, Tensor]:
-    """Where the gradients of x, dt and z go: over dy, dt and z, or into new tensors.
+def _dz_into(walk: Walk) -> Tensor | None:
+    """`Scan.dz_into`, if the kernel can write there."""
+    into = walk.scan.dz_into
+    return into if into is not None and into.dtype == walk.dtype and into.stride(2) == 1 else None
 
-    The kernel writes dx, ddt and y at the same places: dy and dt are taken only as they would lie.
+
+def _beside_dz(walk: Walk) -> Tensor | None:
+    """`Scan.y_into`, if the kernel can write there: by the strides of dz."""
+    into, dz = walk.scan.y_into, _dz_into(walk)
+    if into is None or dz is None or into.dtype != dz.dtype:
+        return None
+    return into if into.stride() == dz.stride() else None
+
+
+def _along(walk: Walk, dy: Tensor) -> dict[str, Tensor]:
+    """Where the gradients of x, dt and z go: over dy and dt, where there is room, or new tensors.
+
+    The kernel writes dx and ddt at the same places: dy and dt are taken only as they would lie.
     """
     scan, given = walk.scan, walk.sequences
     over = {"dx": ("dy", dy), "ddt": ("dt", given["dt"])}
-    if scan.z is not None:
-        over["dz"] = ("z", given["z"])
-    return {
+    found = {
         gradient: source
-        if name in scan.overwrite and (name == "z" or source.is_contiguous())
+        if name in scan.overwrite and source.is_contiguous()
         else torch.empty_like(source, memory_format=torch.contiguous_format)
         for gradient, (name, source) in over.items()
     }
+    if scan.z is None:
+        return found
+    into = _dz_into(walk)
+    return {**found, "dz": torch.empty_like(found["dx"]) if into is None else into}
 
 
 def _found(scan: Scan, found: dict[str, Tensor], sums: Tensor, initial: Tensor) -> Gradients:

@@ -162,8 +162,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const T *pd = dt + batch * dtb + me.channel + Rows::start(dtt);
     const T *pz = z + batch * zb + me.channel + Rows::start(zt);
     const T *pg = dy + batch * dyb + me.channel + Rows::start(dyt);
-    const i64 out = batch * yb + me.channel + Rows::start(yt);  // dx, ddt, y and dz lie alike
-#if OVER_Z
+    const i64 out = batch * dxb + me.channel + Rows::start(dxt);  // dx and ddt lie alike
+#if DZ_APART
     const i64 out_of_gate = batch * dzb + me.channel + Rows::start(dzt);
 #endif
 
@@ -176,12 +176,12 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     };
     const i64 latest = begin + (end - begin - 1) / CK * CK;  // where the last segment starts
     fetch(latest, end - latest <= TB);
-    const float4 *saved = mark(marks, batch, latest / CK, per_group, groups, me, marks_b);
-    const i64 marks_apart = mark(marks, batch, 1, per_group, groups, me, marks_b) -
-                            mark(marks, batch, 0, per_group, groups, me, marks_b);
     States h;
     EACH4(q) EACH4(j) h[q][j] = 0.f;
-    if (me.valid > 0) load_mark(h, saved, 32);
+    const auto remember = [&](i64 t) {
+      if (me.valid > 0) load_mark(h, mark(marks, batch, t / CK, per_group, groups, me, marks_b), 32);
+    };
+    remember(latest);
 
     for (i64 t0 = begin + (end - begin - 1) / HELD * HELD; t0 >= begin; t0 -= HELD) {
       const int held = (int)min((i64)(HELD / TB), (end - t0 + TB - 1) / TB);  // tiles
@@ -350,8 +350,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               if (i < TB - 1) finish(i + 1);
               if (i == TB / 2) {  // registers are free by now for the state of the next tile
                 if (tile > first + 1) load_scratch(h, inner + (tile - first - 2) * 128);
-                if (tile == first) saved -= marks_apart;
-                if (tile <= first + 1 && t > begin && me.valid > 0) load_mark(h, saved, 32);
+                if (tile <= first + 1 && t > begin) remember(t - TB);
               }
 #if PACKED
               if (flags >> i & 1) {
@@ -370,15 +369,17 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               EACH_ROUND(r) result.set(r, tile.at(r, 0));
               result.store(to, stride, steps, me.valid);
             };
-            write(work.value, dx + out + t * yt, yt);
-            write(work.size, ddt + out + t * yt, yt);
-#if OVER_Z
+            write(work.value, dx + out + t * dxt, dxt);
+            write(work.size, ddt + out + t * dxt, dxt);
+#if DZ_APART
             write(work.slope, dz + out_of_gate + t * dzt, dzt);
 #else
-            if (HAS_Z) write(work.slope, dz + out + t * yt, yt);
+            if (HAS_Z) write(work.slope, dz + out + t * dxt, dxt);
 #endif
-#if OUTPUT
-            write(work.output, y + out + t * yt, yt);
+#if OUTPUT == 2
+            write(work.output, y + out_of_gate + t * dzt, dzt);
+#elif OUTPUT
+            write(work.output, y + out + t * dxt, dxt);
 #endif
           }
           if (tile % GATHER == 0) {

@@ -15,8 +15,8 @@
 // Macros, all set by walk.py: DTYPE (0 float, 1 bf16, 2 fp16); N states; NC; TB steps of a tile; SL; VEC; NTH
 // threads of a block, BLOCKS of them per multiprocessor; CK steps between saved states; HELD steps of B and C
 // that the backward holds; TILES of which the others bring them in at once; GATHER tiles whose dB and dC are
-// summed over the warps at once; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early), OUTPUT (the
-// backward writes y as well), OVER_Z (it writes dz over z, by the strides of z).
+// summed over the warps at once; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early), DZ_APART (dz lies
+// by strides of its own, not as dx and ddt do), OUTPUT (the backward writes y as well: 1 as dx lies, 2 as dz).
 
 typedef long long i64;
 typedef unsigned short u16;
@@ -89,7 +89,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
       i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
-      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dzb, i64 dzt, i64 marks_b, i64 skipped
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 dzb, i64 dzt, i64 marks_b, i64 skipped
 
 // ---------------------------------------------------------------- arithmetic
 

@@ -32,8 +32,8 @@ _OWN = {"chunk_ends": ("series", "chunk_ends")}
 """What a kernel is compiled from beside common.cu, where that is not the file of its name alone."""
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_LIKE_Y = ("dx", "ddt")
-"""What the kernels take no strides of: those of y serve."""
+_LIKE_DX = ("ddt",)
+"""What the kernels take no strides of: those of dx serve."""
 _FOLDING, _FOLDS = 64, (8, 16, 32, 64)
 """Threads of a block that chains chunks, and how many pieces each may fetch at once."""
 _WORKSPACE = 256 << 20
@@ -119,7 +119,7 @@ class Walk:
     def _enter(self, name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
         address, size = self._address(tensor), tensor.element_size()
         self._given[name] = address
-        strides = () if name in _LIKE_Y else tensor.stride()
+        strides = () if name in _LIKE_DX else tensor.stride()
         for axis, stride in zip(axes, strides, strict=False):
             backwards = axis == "t" and self.scan.reverse
             self._given[name + axis] = -stride if backwards else stride
@@ -200,22 +200,25 @@ class Walk:
             shared=forward_shared(self.shape.lanes, width, layout),
         )
 
-    def backward(self, *, output: bool) -> None:
-        """Run the main pass of the backward: as many blocks as the device holds, taking turns."""
+    def backward(self, *, output: int, apart: bool) -> None:
+        """Run the main pass of the backward: as many blocks as the device holds, taking turns.
+
+        `output`: whether it writes y as well (1: as dx lies, 2: as dz); `apart`: whether dz lies
+        otherwise than dx.
+        """
         shape = self.shape
         columns = self.columns(shape.threads)
         items = columns * self.groups * self.chunks * self.batch
         blocks = min(items, shape.resident * multiprocessors(self.device))
         scratch = self.A.new_empty(shape.scratch(blocks))
         self.give(columns=columns, scratch=scratch)
-        over_z = self.scan.z is not None and "z" in self.scan.overwrite
         options = self._options(
             shape.threads,
             ADJOINT=0,
             BLOCKS=shape.resident,
             GATHER=shape.gather,
             OUTPUT=output,
-            OVER_Z=over_z,
+            DZ_APART=int(apart),
         )
         _kernel("backward", self.device, options).launch(
             (blocks, 1, 1), shape.threads, list(self._given.values()), shared=shape.shared()
