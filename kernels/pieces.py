@@ -94,7 +94,8 @@ class Sums:
 
 def flat(tensor: Tensor) -> Tensor:
     """(rows, T, ...) -> (rows T, numbers of a position)."""
-    return tensor.flatten(0, 1).flatten(1)
+    rows = tensor.flatten(0, 1)
+    return rows if rows.dim() == 2 else rows.flatten(1)
 
 
 def inner_dtype(tensor: Tensor) -> torch.dtype:

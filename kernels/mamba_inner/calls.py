@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +11,17 @@ from dnassm.kernels.causal_conv1d.arguments import Conv
 from dnassm.kernels.mamba_inner.arguments import Block, Walk, splits
 from dnassm.kernels.selective_scan.arguments import Scan
 from dnassm.kernels.selective_scan.op import BACKENDS as SCAN
+
+
+class Room(NamedTuple):
+    """Where a scan may write, as `Scan` has it."""
+
+    overwrite: tuple[str, ...]
+    dz: Tensor | None = None
+    y: Tensor | None = None
+
+
+NO_ROOM = Room(("dt",))
 
 
 def conv_call(
@@ -30,25 +41,29 @@ def conv_call(
 
 
 def scan_call(
-    block: Block, walk: Walk, u: Tensor, gate: Tensor, x_dbl: Tensor, state: Tensor | None
+    block: Block,
+    walk: Walk,
+    along: tuple[Tensor, Tensor, Tensor],
+    state: Tensor | None,
+    room: Room = NO_ROOM,
 ) -> Scan:
-    """The scan of u (rows, T, E); dt is nobody else's, so that it may be written over."""
-    low, *_ = x_dbl.split(splits(walk), dim=2)
-    return _scan(block, walk, (u, F.linear(low, walk.dt_weight), gate, x_dbl), state)
+    """The scan along u, z (rows, T, E) and x_dbl; dt is nobody else's: it may be written over."""
+    u, gate, x_dbl = along
+    low, B, C = x_dbl.split(splits(walk), dim=2)
+    return _scan(block, walk, (u, F.linear(low, walk.dt_weight), gate, B, C), state, room)
 
 
 def scan_like(block: Block, walk: Walk, x: Tensor) -> Scan:
     """The scan of a piece x (rows, T, M) as far as shapes and dtypes go: no memory, no values."""
-    wide = x[:, :, :1].expand(*x.shape[:2], block.inner)
-    x_dbl = x[:, :, :1].expand(*x.shape[:2], sum(splits(walk)))
-    return _scan(block, walk, (wide, wide, wide, x_dbl), None)
+    first, (*sizes, _) = x[:, :, :1], x.shape
+    wide, maps = first.expand(*sizes, block.inner), first.expand(*sizes, walk.A.shape[1])
+    return _scan(block, walk, (wide, wide, wide, maps, maps), None, NO_ROOM)
 
 
 def _scan(
-    block: Block, walk: Walk, along: tuple[Tensor, Tensor, Tensor, Tensor], state: Tensor | None
+    block: Block, walk: Walk, along: tuple[Tensor, ...], state: Tensor | None, room: Room
 ) -> Scan:
-    u, dt, gate, x_dbl = along
-    _, B, C = x_dbl.split(splits(walk), dim=2)
+    u, dt, gate, B, C = along
     return Scan(
         x=u,
         dt=dt,
@@ -63,7 +78,9 @@ def _scan(
         dt_softplus=True,
         reverse=walk.reverse,
         exact=block.exact,
-        overwrite=("dt",),
+        overwrite=room.overwrite,
+        dz_into=room.dz,
+        y_into=room.y,
         frugal=u.shape[:2] != block.x.shape[:2],
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
 from dnassm.kernels.mamba_inner.arguments import Block, splits
-from dnassm.kernels.mamba_inner.calls import backend_of, conv_call, scan_call
+from dnassm.kernels.mamba_inner.calls import NO_ROOM, Room, backend_of, conv_call, scan_call
 from dnassm.kernels.mamba_inner.plan import Key, Plan
 from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
@@ -114,7 +114,7 @@ class Forward:
         conv = conv_call(block, walk, before, start.conv)
         u, conv_state = CONV.choose(block.backend, conv).forward(conv)
         x_dbl = F.linear(u, walk.x_weight)
-        scan = scan_call(block, walk, u, gate, x_dbl, start.ssm)
+        scan = scan_call(block, walk, (u, gate, x_dbl), start.ssm)
         y, ssm_state, marks = backend_of(block, scan).forward(scan)
         for name, tensor in (("u", u), ("x_dbl", x_dbl), ("marks", marks)):
             self._keep(name, index, number, tensor)
@@ -222,19 +222,14 @@ class Backward:
         free = given.free if index == len(block.walks) - 1 else None
         conv = conv_call(block, walk, given.before, start.conv, free)
         u, x_dbl = (self._part(name, index, number) for name in ("u", "x_dbl"))
-        room = None if u is None else free
+        beside_dz = None if u is None else free
         if u is None:
             u, _ = CONV.choose(block.backend, conv).forward(conv)
         if x_dbl is None:
             x_dbl = F.linear(u, walk.x_weight)
-        scan = scan_call(block, walk, u, given.gate, x_dbl, start.ssm)
         # What no other walk needs is written over.
-        scan = dataclasses.replace(
-            scan,
-            overwrite=("dt", "dy") if index == 0 else ("dt",),
-            dz_into=given.dz if index == 0 else None,
-            y_into=room,
-        )
+        room = Room(("dt", "dy"), given.dz, beside_dz) if index == 0 else NO_ROOM
+        scan = scan_call(block, walk, (u, given.gate, x_dbl), start.ssm, room)
         found: Any = self._scan(index, number, piece, scan, after.ssm)
         du, dgate, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
         del u, x_dbl, scan, found

@@ -85,8 +85,9 @@ class Plan:
     def keeps_output(self, x: Tensor) -> bool:
         """Whether y of a piece x is kept with the marks: asked for, or not given again."""
         block = self.block
-        again = all(gives_output(block, scan_like(block, walk, x)) for walk in block.walks)
-        return "y" in block.keep or not again
+        if "y" in block.keep:
+            return True
+        return not all(gives_output(block, scan_like(block, walk, x)) for walk in block.walks)
 
     def empty_kept(self) -> list[Tensor]:
         """Tensors like those that the forward keeps, known from shapes alone."""

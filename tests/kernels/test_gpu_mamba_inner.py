@@ -111,6 +111,30 @@ def test_every_run_has_the_same_bits():
         assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
 
+@pytest.mark.parametrize("name", ["plain", "both directions", "packed"])
+def test_forward_and_backward_are_captured_in_a_cuda_graph(name):
+    inputs, options = on_gpu(CASES[name], torch.bfloat16)
+    leaves = {key: t.detach().clone().requires_grad_() for key, t in inputs.named().items()}
+    dy = torch.randn_like(inputs.x)
+
+    def call() -> list[Tensor]:
+        y = inputs.replaced(leaves).run(**options)[0]
+        return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), dy)]
+
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    with torch.no_grad():
+        leaves["x"].normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, found, call()))
+
+
 def test_autocast_casts_what_it_casts_in_the_composition():
     inputs, _ = on_gpu(CASES["both directions"], torch.float32)
     with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -171,8 +171,8 @@ def forward_shared(lanes: int, width: int, layout: Layout) -> int:
 
 def dtype_of(scan: Scan) -> torch.dtype:
     """Of all that runs along L, inside of the kernels."""
-    along = [scan.x, scan.dt, scan.B, scan.C] + ([] if scan.z is None else [scan.z])
-    return functools.reduce(torch.promote_types, (t.dtype for t in along))
+    along = (scan.x, scan.dt, scan.B, scan.C, scan.x if scan.z is None else scan.z)
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in along})
 
 
 @functools.cache

@@ -304,7 +304,7 @@ def _resets(scan: Scan) -> tuple[Tensor, Tensor]:
     starts = (length - edges.flip(0) if scan.reverse else edges)[:-1]
     tiles = -(-length // TILE)
     marked = torch.zeros(tiles * TILE, dtype=torch.int32, device=edges.device)
-    marked[starts] = 1
+    marked.index_fill_(0, starts, 1)  # as nothing of the CPU's is copied, a CUDA graph may hold it
     bits = torch.ones(TILE, dtype=torch.int32, device=edges.device)
     bits = bits << torch.arange(TILE, dtype=torch.int32, device=edges.device)
     flags = (marked.view(tiles, TILE) * bits).sum(1).to(torch.uint8)
