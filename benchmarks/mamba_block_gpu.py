@@ -4,7 +4,8 @@
 
 Block: bf16 projections, E = 2M, N 16, R = M/16, K 4, Mamba's initial steps. Medians of CUDA events.
 `peak` is all that is allocated at the worst moment of forward + backward, x, y and their gradients
-included. Variants keep more or less for the backward; `composed` is the public operators under
+included. `python_ms`: what Python takes for such a call; `graph_ms`: what the GPU takes where it is
+a CUDA graph. Variants keep more or less for the backward; `composed` is the public operators under
 autograd; `--pieces` cuts the backward otherwise than by default, for several choices of what is
 kept; `--profile` says which kernels a forward + backward runs and how long they take together.
 Floors of forward + backward: what the kernels must read and write (`bytes_ms`), matrix work
@@ -12,7 +13,8 @@ Floors of forward + backward: what the kernels must read and write (`bytes_ms`),
 `scan_ms`, `conv_ms` and `products_ms` are the parts alone, measured in the same run.
 
 Step: a model of 8 Mamba layers, M 256, one token per sequence: `graph_us` by a CUDA graph,
-`plain_us` by calls from Python, `kernels` of one replay; the floor moves weights and states.
+`plain_us` what Python takes without one, `kernels` of one replay; the floor moves weights and
+states.
 """
 
 from __future__ import annotations
@@ -22,14 +24,21 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import kernels, listed, milliseconds, require_gpu
+from benchmarks.gpu_time import (
+    graphed,
+    kernels,
+    listed,
+    milliseconds,
+    python_milliseconds,
+    require_gpu,
+)
 from benchmarks.machine import describe
 from dnassm.artifact import write_json
 from dnassm.config import ModelConfig
@@ -58,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 IN_PIECES = [name for name in VARIANTS if name not in ("nothing kept", "composed")]
 LAYERS, WIDTH, BATCHES = 8, 256, [1, 16, 64, 256]
+_REPLAYS = 200
 
 
 def inputs(batch: int, width: int, length: int) -> tuple[list[Tensor], Walk]:
@@ -113,6 +123,7 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
     with torch.no_grad():
         forward = median(lambda: mamba_inner(*shared, walk, **how), rounds)
     forward_backward = median(both, rounds)
+    python = python_milliseconds(both, rounds)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     results = both()
@@ -122,8 +133,17 @@ def measure(shape: tuple[int, int, int], how: dict[str, Any], rounds: int) -> di
     return {
         "forward_ms": forward,
         "forward_backward_ms": forward_backward,
+        "python_ms": python,
         "peak_gib": peak / (1 << 30),
     }
+
+
+def as_graph(shape: tuple[int, int, int], rounds: int) -> float:
+    """Milliseconds of forward + backward as a CUDA graph."""
+    shared, walk = inputs(*shape)
+    wanted, dy = leaves_of(shared, walk), torch.randn_like(shared[0])
+    replay = graphed(lambda: torch.autograd.grad(mamba_inner(*shared, walk), wanted, dy))
+    return median(replay, rounds)
 
 
 def in_pieces(
@@ -230,14 +250,15 @@ def step(batch: int, dtype: torch.dtype | None, rounds: int) -> dict[str, Any]:
     tokens = torch.randint(4, (batch,), device="cuda")
     captured = Stepper(model, batch, dtype=dtype)
     plain = Stepper(model, batch, dtype=dtype, graph=False)
-    times = {}
-    for name, stepper, count in (("graph_us", captured, 200), ("plain_us", plain, 20)):
 
-        def run(stepper: Stepper = stepper, count: int = count) -> None:
-            for _ in range(count):
-                stepper.step(tokens)
+    def replays() -> None:
+        for _ in range(_REPLAYS):
+            captured.step(tokens)
 
-        times[name] = median(run, rounds) / count * 1e3
+    times = {
+        "graph_us": median(replays, rounds) / _REPLAYS * 1e3,
+        "plain_us": python_milliseconds(lambda: plain.step(tokens), 10 * rounds) * 1e3,
+    }
     moved = sum(p.nbytes for p in captured.model.parameters())
     moved += 2 * sum(tensor.nbytes for part in captured.state for tensor in part)
     return {
@@ -247,6 +268,26 @@ def step(batch: int, dtype: torch.dtype | None, rounds: int) -> dict[str, Any]:
         "kernels": len(kernels(lambda: captured.step(tokens))),
         "floor_us": moved / COPY_PER_S * 1e6,
     }
+
+
+def of_shape(
+    shape: tuple[int, int, int], pieces: list[int], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each variant of a block, and for those in pieces of so many MiB."""
+    shared = {**floors(shape), **parts(shape, rounds)}
+    print(shape, {k: round(v, 3) for k, v in shared.items()}, file=sys.stderr)
+    _PAIRS.clear()
+    peer = dict(zip(("peer_forward_backward_ms", "peer_peak_gib"), PEER[shape], strict=True))
+    for variant, how in VARIANTS.items():
+        torch.cuda.empty_cache()
+        row = measure(shape, how, rounds)
+        print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
+        yield {"shape_BML": shape, "variant": variant, **row, **peer, **shared}
+    for mib, kept in itertools.product(pieces, IN_PIECES):
+        row = in_pieces(shape, mib, VARIANTS[kept], rounds)
+        variant = ", ".join(filter(None, (f"pieces of {mib} MiB", kept)))
+        print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
+        yield {"shape_BML": shape, "variant": variant, **row}
 
 
 def main() -> None:
@@ -266,22 +307,12 @@ def main() -> None:
             print(profiled(shape))
         return
     header = {"what": "Mamba block and generation step on a GPU, bf16, medians", **describe()}
-    blocks, steps = [], []
-    for shape in [] if options.only == "step" else shapes:
-        shared = {**floors(shape), **parts(shape, options.rounds)}
-        _PAIRS.clear()
-        peer = dict(zip(("peer_forward_backward_ms", "peer_peak_gib"), PEER[shape], strict=True))
-        for variant, how in VARIANTS.items():
-            torch.cuda.empty_cache()
-            row = measure(shape, how, options.rounds)
-            blocks.append({"shape_BML": shape, "variant": variant, **row, **peer, **shared})
-            print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
-        for mib, kept in itertools.product(options.pieces, IN_PIECES):
-            row = in_pieces(shape, mib, VARIANTS[kept], options.rounds)
-            variant = ", ".join(filter(None, (f"pieces of {mib} MiB", kept)))
-            blocks.append({"shape_BML": shape, "variant": variant, **row})
-            print(shape, variant, {k: round(v, 3) for k, v in row.items()}, file=sys.stderr)
-        print(shape, {k: round(v, 3) for k, v in shared.items()}, file=sys.stderr)
+    wanted = [] if options.only == "step" else shapes
+    blocks = [row for shape in wanted for row in of_shape(shape, options.pieces, options.rounds)]
+    for row in blocks:  # after all peaks: a graph has a workspace of its own
+        if row["variant"] == "":
+            row["graph_ms"] = as_graph(row["shape_BML"], options.rounds)
+    steps = []
     for batch in [] if options.only == "block" else BATCHES:
         for dtype in (torch.bfloat16, None):
             steps.append(step(batch, dtype, options.rounds))

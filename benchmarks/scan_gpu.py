@@ -12,7 +12,8 @@ in `ascending` order of their steps, as dnassm's mixer initialises them, or in `
 mamba_ssm's does: a kernel may leave early only what all channels side by side have forgotten.
 `exact` forbids to leave out what decayed below 2^-40.
 
-Medians of CUDA events after a warm-up, the cache overwritten before each call and calls queued.
+Medians of CUDA events after a warm-up, the cache overwritten before each call; of the GPU alone,
+which never waits for Python. `python_ms`: what Python takes for forward and backward.
 `extra` is the peak of forward + backward beyond inputs, output, its gradient and the gradients of
 the inputs.
 """
@@ -34,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_time import milliseconds, require_gpu
+from benchmarks.gpu_time import milliseconds, python_milliseconds, require_gpu
 from benchmarks.machine import ROOT, describe
 from dnassm.artifact import write_json
 from dnassm.kernels.selective_scan import selective_scan
@@ -96,7 +97,12 @@ def measure(
     y = selective_scan(**leaves, **how)
     dy = torch.randn_like(y)
     wanted = list(leaves.values())
-    backward = milliseconds(lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True), rounds)
+
+    def back(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+    backward = milliseconds(lambda: back(y), rounds)
+    python = python_milliseconds(lambda: back(selective_scan(**leaves, **how)), rounds)
     del y
     torch.cuda.synchronize()
     gc.collect()
@@ -112,6 +118,7 @@ def measure(
         "backward_ms": statistics.median(backward),
         "forward_all_ms": forward,
         "backward_all_ms": backward,
+        "python_ms": python,
         "extra_gib": extra / (1 << 30),
     }
 

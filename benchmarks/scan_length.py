@@ -7,8 +7,9 @@ others get the layout they like best: attention (1, 8, L, 64), the FFT convoluti
 a filter as long as the sequence, the LSTM a projection of 512 to 512 channels that it cannot do
 without. Gradients go to every input and weight.
 
-Medians of CUDA events. `peak` is all memory of forward + backward, inputs and gradients included;
-`extra` is what is left of it without inputs, output, its gradient and the gradients of the inputs.
+Medians of CUDA events, of the GPU alone, which never waits for Python. `peak` is all memory of
+forward + backward, inputs and gradients included; `extra` is what is left of it without inputs,
+output, its gradient and the gradients of the inputs.
 `slope` is d log / d log L over the larger half of the lengths (1 is linear, 2 quadratic), and
 `off_line` the largest factor between a point and that line. A point that cannot be had is null and
 says why. benchmarks.scan_figure draws the result.
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu_time import require_gpu
+from benchmarks.gpu_time import milliseconds, require_gpu
 from benchmarks.machine import describe
 from benchmarks.scan_gpu import inputs
 from dnassm.artifact import write_json
@@ -109,23 +110,15 @@ def lstm(length: int) -> Problem:
     return Problem(call, [x, *layer.parameters()])
 
 
-def milliseconds(call: Callable[[], object], cap_s: float) -> list[float]:
-    """Of as many calls as fit into `cap_s` seconds, after two that do not count."""
+def timed(call: Callable[[], object], cap_s: float) -> list[float]:
+    """Milliseconds of as many calls as fit into `cap_s` seconds."""
     call()
     torch.cuda.synchronize()
     begin = time.perf_counter()
     call()
     torch.cuda.synchronize()
     fitting = int(cap_s / (time.perf_counter() - begin))
-    events = []
-    for _ in range(max(FEWEST_ROUNDS, min(MOST_ROUNDS, fitting))):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events]
+    return milliseconds(call, max(FEWEST_ROUNDS, min(MOST_ROUNDS, fitting)))
 
 
 def measure(build: Callable[[int], Problem], length: int, cap_s: float) -> dict[str, Any]:
@@ -134,14 +127,14 @@ def measure(build: Callable[[int], Problem], length: int, cap_s: float) -> dict[
     before = torch.cuda.memory_allocated()
     call, leaves = build(length)
     with torch.no_grad():
-        forward = milliseconds(call, cap_s)
+        forward = timed(call, cap_s)
         dy = torch.randn_like(call())
 
     def both() -> tuple[Tensor, ...]:
         y = call()
         return (y, *torch.autograd.grad(y, leaves, dy))
 
-    forward_backward = milliseconds(both, cap_s)
+    forward_backward = timed(both, cap_s)
     torch.cuda.reset_peak_memory_stats()
     given = torch.cuda.memory_allocated()
     results = both()
@@ -218,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--cap", type=float, default=0.5, help="seconds per time measured")
-    parser.add_argument("--seconds", type=float, default=60, help="start no point after so many")
+    parser.add_argument("--seconds", type=float, default=120, help="start no point after so many")
     return parser.parse_args()
 
 
