@@ -115,6 +115,7 @@ def panel(axes: Any, results: dict[str, Any], key: str, base: int) -> list[Label
         labels.append(Label(points, "\n".join(lines), COLOURS[colour]))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=base)
+    axes.margins(y=0.18)  # room for names above the lines
     axes.set_xlim(right=LAST_TICK * 4)
     axes.xaxis.set_major_locator(FixedLocator([4**power for power in range(5, 12)]))
     axes.xaxis.set_major_formatter(FuncFormatter(count))
