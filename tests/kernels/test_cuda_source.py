@@ -204,10 +204,11 @@ def lanes():
     return wide.chunk(3, dim=2)
 
 
-@pytest.mark.parametrize("room", ["none", "z", "dz", "dz and y", "y alone"])
+@pytest.mark.parametrize("room", ["none", "z", "dz", "dz and y", "y alone", "y elsewhere"])
 def test_gradients_are_written_where_there_is_room_by_its_strides(planned, room):
     y, z, _ = lanes()
     _, dz, _ = (None, z, None) if room == "z" else lanes()
+    y = y.contiguous() if room == "y elsewhere" else y
     into = {"none": {}, "z": {"dz_into": dz}, "dz": {"dz_into": dz}, "y alone": {"y_into": y}}
     call = dataclasses.replace(scan(), z=z, **into.get(room, {"dz_into": dz, "y_into": y}))
     seen = set()
