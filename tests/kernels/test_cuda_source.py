@@ -48,10 +48,27 @@ def sized(**sizes) -> Case:
     return Case(batch=1, **{"length": 4096, "channels": 64, "states": 16, **sizes})
 
 
+SIDE_BY_SIDE = 3 * LONG.channels
+"""Numbers of a row of `lanes`."""
+
+
+def lanes():
+    """A wide tensor as the Mamba block has it: y, then dz or z, then what is not the scan's."""
+    wide = torch.zeros(1, LONG.length, SIDE_BY_SIDE, dtype=BF16)
+    return wide.chunk(3, dim=2)
+
+
+def beside() -> Scan:
+    """A call whose backward writes dz over z and y beside it."""
+    y, z, _ = lanes()
+    return dataclasses.replace(scan(), z=z, dz_into=z, y_into=y)
+
+
 SCANS = {
     "bf16": lambda: scan(),
     "fp32": lambda: scan(dtype=FP32),
     "exact, fp16": lambda: scan(dtype=FP16, exact=True),
+    "y beside dz": beside,
     "packed": lambda: scan(packed=True),
     "packed, reverse, fp32": lambda: scan(dtype=FP32, packed=True, reverse=True),
     "bare, fp32": lambda: scan(sized(bare=True), FP32),
@@ -73,6 +90,7 @@ COMPILED = [
     *(("sm_80", name) for name in FEW),
     *(("sm_100", name) for name in FEW),
     ("sm_89", "N 128, fp32"),
+    ("sm_90", "y beside dz"),
     ("sm_90", "2 channels per thread"),
     *((arch, "1 channel per thread") for arch in ("sm_80", "sm_90", "sm_100")),
     ("sm_90", "1 channel per thread, fp32"),
@@ -177,7 +195,8 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
         assert {macros[macro] for macros in found} >= values
     assert {1, 8} <= {macros["VEC"] for macros in found}
     assert {macros["NC"] for macros in found} == {1, 2, 4}
-    assert {macros["OUTPUT"] for macros in found if "OUTPUT" in macros} == {0, 1}
+    assert {macros["OUTPUT"] for macros in found if "OUTPUT" in macros} == {0, 1, 2}
+    assert {macros["DZ_APART"] for macros in found if "DZ_APART" in macros} == {0, 1}
     for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
         assert {macros[macro] for macros in found} == {0, 1}
 
@@ -192,16 +211,6 @@ def test_a_gradient_lies_over_its_source_where_a_call_allows_it(planned, overwri
     for name, source, gradient in (("dt", call.dt, found.dt), ("dy", dy, found.x)):
         assert (gradient.data_ptr() == source.data_ptr()) == (name in overwrite)
     assert again.data_ptr() not in {t.data_ptr() for t in (call.x, call.dt, dy, y)}
-
-
-SIDE_BY_SIDE = 3 * LONG.channels
-"""Numbers of a row of `lanes`."""
-
-
-def lanes():
-    """A wide tensor as the Mamba block has it: y, then dz or z, then what is not the scan's."""
-    wide = torch.zeros(1, LONG.length, SIDE_BY_SIDE, dtype=BF16)
-    return wide.chunk(3, dim=2)
 
 
 @pytest.mark.parametrize("room", ["none", "z", "dz", "dz and y", "y alone", "y elsewhere"])
