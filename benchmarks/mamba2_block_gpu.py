@@ -215,7 +215,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="JSON file; stdout when missing")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2], help="by number")
+    numbers = range(len(SHAPES))
+    parser.add_argument("--shapes", type=int, nargs="+", choices=numbers, default=[*numbers])
     parser.add_argument("--profile", action="store_true", help="list the kernels, and no more")
     parser.add_argument(
         "--only", choices=list(VARIANTS), nargs="+", help="variants; all if missing"

@@ -22,6 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dnassm.artifact import read_json, staged_file
+from dnassm.errors import ArtifactError
 from dnassm.report.figures.canvas import COLOURS
 
 HERE = Path(__file__).resolve().parent
@@ -227,7 +228,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "scan_length.json")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "docs" / "figures")
     options = parser.parse_args()
-    results = read_json(options.results)
+    try:
+        results = read_json(options.results)
+    except ArtifactError as error:
+        raise SystemExit(str(error)) from None
     times = {"forward_ms": "Forward", "forward_backward_ms": "Forward + backward"}
     memory = {"peak_mib": "Peak memory of forward + backward, inputs and gradients included"}
     draw(results, times, options.folder / "scan_time.svg", base=10, unit=duration)

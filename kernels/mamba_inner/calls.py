@@ -21,7 +21,7 @@ class Room(NamedTuple):
     y: Tensor | None = None
 
 
-NO_ROOM = Room(("dt",))
+DT_ALONE = Room(("dt",))
 
 
 def conv_call(
@@ -45,7 +45,7 @@ def scan_call(
     walk: Walk,
     along: tuple[Tensor, Tensor, Tensor],
     state: Tensor | None,
-    room: Room = NO_ROOM,
+    room: Room = DT_ALONE,
 ) -> Scan:
     """The scan along u, z (rows, T, E) and x_dbl; dt is nobody else's: it may be written over."""
     u, gate, x_dbl = along
@@ -57,7 +57,7 @@ def scan_like(block: Block, walk: Walk, x: Tensor) -> Scan:
     """The scan of a piece x (rows, T, M) as far as shapes and dtypes go: no memory, no values."""
     first, (*sizes, _) = x[:, :, :1], x.shape
     wide, maps = first.expand(*sizes, block.inner), first.expand(*sizes, walk.A.shape[1])
-    return _scan(block, walk, (wide, wide, wide, maps, maps), None, NO_ROOM)
+    return _scan(block, walk, (wide, wide, wide, maps, maps), None, DT_ALONE)
 
 
 def _scan(

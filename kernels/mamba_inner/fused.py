@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnassm.kernels.causal_conv1d.op import BACKENDS as CONV
 from dnassm.kernels.mamba_inner.arguments import Block, splits
-from dnassm.kernels.mamba_inner.calls import NO_ROOM, Room, backend_of, conv_call, scan_call
+from dnassm.kernels.mamba_inner.calls import DT_ALONE, Room, backend_of, conv_call, scan_call
 from dnassm.kernels.mamba_inner.plan import Key, Plan
 from dnassm.kernels.pieces import Piece, Sums, flat, inner_dtype
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
@@ -228,7 +228,7 @@ class Backward:
         if x_dbl is None:
             x_dbl = F.linear(u, walk.x_weight)
         # What no other walk needs is written over.
-        room = Room(("dt", "dy"), given.dz, beside_dz) if index == 0 else NO_ROOM
+        room = Room(("dt", "dy"), given.dz, beside_dz) if index == 0 else DT_ALONE
         scan = scan_call(block, walk, (u, given.gate, x_dbl), start.ssm, room)
         found: Any = self._scan(index, number, piece, scan, after.ssm)
         du, dgate, dssm = self._maps(index, u, x_dbl, found), found.z, found.initial_state
