@@ -22,7 +22,7 @@ PIECE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 FORWARD_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 # A call of more than this is cut in two at least, so that what lives for a moment is half.
 WHOLE_BYTES = 128 << 20
-# A GPU keeps u without being asked where it takes no more than this, and all where xz does.
+# A GPU keeps xz without being asked where u would take no more than this, and all where xz does.
 KEPT_BYTES = 256 << 20
 ALIVE = 6
 """Tensors (rows, T, E) of a piece at the worst moment of the backward."""
@@ -35,7 +35,7 @@ def default_keep(x: Tensor, inner: int) -> tuple[str, ...]:
     if x.device.type == "cpu":
         return ("xz", "x_dbl", "scan")
     size = x.shape[0] * x.shape[1] * inner * x.element_size()
-    small = ("xz", "u", "y") if 2 * size <= KEPT_BYTES else ("u",) if size <= KEPT_BYTES else ()
+    small = ("xz", "u", "y") if 2 * size <= KEPT_BYTES else ("xz",) if size <= KEPT_BYTES else ()
     return (*small, "x_dbl", "scan")
 
 

@@ -81,7 +81,7 @@ def _scan(
         overwrite=room.overwrite,
         dz_into=room.dz,
         y_into=room.y,
-        frugal=u.shape[:2] != block.x.shape[:2],
+        frugal=len(block.cut.pieces) > 1,
     )
 
 

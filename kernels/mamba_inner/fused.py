@@ -192,11 +192,28 @@ class Backward:
         self.dstates = [States(*pair) for pair in zip(dstates[::2], dstates[1::2], strict=True)]
         self.sums = Sums()
         self._held: dict[tuple[str, int], Any] = {}
+        self._apart: tuple[Piece, Tensor] | None = None
 
     @functools.cached_property
     def dx(self) -> Tensor:
-        """Allocated when the first piece needs it: by then it has let go of most."""
+        """Allocated when a piece needs it: by then it has let go of most."""
         return torch.empty_like(self.block.x, memory_format=torch.contiguous_format)
+
+    def _dx_of(self, piece: Piece) -> Tensor:
+        """Where the gradient of a piece of x goes.
+
+        The first of two groups of rows has a tensor of its own, so that there is no more than that
+        beside what the second takes.
+        """
+        two = len(self.plan.parts.pieces) == 2 and self.block.x.shape[0] > 1
+        if two and self._apart is None:
+            x = piece.of(self.block.x)
+            self._apart = piece, torch.empty_like(x, memory_format=torch.contiguous_format)
+            return self._apart[1]
+        if self._apart is not None:
+            first, part = self._apart
+            first.of(self.dx).copy_(part)
+        return piece.of(self.dx)
 
     def run(self) -> None:
         """Fill `dx` and `sums`."""
@@ -345,7 +362,7 @@ class Backward:
         if index > 0:
             self._held["halves", number] = before, gate
             return
-        x, dx = flat(piece.of(self.block.x)), flat(piece.of(self.dx))
+        x, dx = flat(piece.of(self.block.x)), flat(self._dx_of(piece))
         weight = self.block.in_weight
         if gate.data_ptr() != given.dz.data_ptr():  # of a scan that writes where it likes
             given.dz.copy_(gate)

@@ -133,6 +133,24 @@ def test_any_number_of_channels_per_thread_finds_the_same_chunks(held, dtype):
     assert_near(got, truth(inputs, got, backend="portable"), cases.TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("steps", [128, 384, 640, 1024, 1664, 2048, 5120])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, monkeypatch):
+    """Of five rows of 1000 steps, laid out as 1024, in two blocks of channels for each group."""
+    case = Case(batch=5, length=1000, channels=300 * groups, groups=groups, states=16)
+    inputs = case.inputs(torch.float32, device="cuda")
+
+    def fixed(problem, layouts, pre_pass, whole):
+        found = cut.cut(problem, layouts, pre_pass, whole)
+        if problem.joined == 1:
+            return found
+        return found._replace(steps=steps, chunks=-(-problem.steps // steps))
+
+    monkeypatch.setattr(walk, "cut", fixed)
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.float32])
+
+
 def packed_inputs(dtype: torch.dtype, edges: list[int], channels: int = 70) -> dict[str, Tensor]:
     case = Case(batch=1, length=edges[-1], channels=channels, states=16)
     inputs = case.inputs(dtype, device="cuda")

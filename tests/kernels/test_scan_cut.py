@@ -47,6 +47,49 @@ def test_chunks_cover_a_row_once_in_whole_tiles(batch, channels, length, span, l
         assert ends.width in ends.layout.widths
 
 
+@given(
+    batch=st.integers(1, 40),
+    channels=st.integers(1, 5000),
+    length=st.integers(1, 1 << 20),
+    span=st.sampled_from([16, 64, 128]),
+)
+def test_rows_end_to_end_are_covered_once_in_whole_spans(batch, channels, length, span):
+    asked = problem(batch, channels, length).end_to_end(span)
+    assert asked.row == -(-length // span) * span
+    assert asked.steps == batch * asked.row
+    found = cut.cut(asked, (BACKWARD.of_backward,), FORWARD, span)
+    assert found.steps % span == 0
+    assert (found.chunks - 1) * found.steps < asked.steps <= found.chunks * found.steps
+    if asked.borders(found.steps):
+        ends = cut.cut_ends(asked, FORWARD, found.steps)
+        assert found.steps % ends.steps == ends.steps % shape.TILE == 0
+
+
+@given(rows=st.integers(1, 50), spans=st.integers(1, 200), of_chunk=st.integers(1, 400))
+def test_borders_inside_of_rows_are_counted(rows, spans, of_chunk):
+    asked = cut.Problem(1, rows, spans, 132).end_to_end(1)
+    begins = range(0, rows * spans, of_chunk)
+    inside = [at % spans for at in begins if at % spans]
+    assert asked.borders(of_chunk) == len(inside)
+    if inside:
+        assert asked.first_border(of_chunk) <= min(inside)
+
+
+def test_many_rows_are_whole_where_that_is_as_fast():
+    """Nothing has to be found, and 64 rows of 2 columns fill the device once."""
+    asked = problem(64, 512, 1024).end_to_end(16)
+    found = cut.cut(asked, (BACKWARD.of_backward,), FORWARD, 16)
+    assert (found.steps, found.chunks, asked.borders(found.steps)) == (1024, 64, 0)
+
+
+def test_rows_that_fill_the_device_unevenly_are_cut_so_that_chunks_are_equal():
+    """70 rows of 2 columns on 132 multiprocessors would be two rounds, the second nearly empty."""
+    asked = problem(70, 512, 1024).end_to_end(16)
+    found = cut.cut(asked, (BACKWARD.of_backward,), FORWARD, 16)
+    assert found.chunks * 2 <= 132
+    assert found.steps < 1.1 * 70 * 1024 / 66
+
+
 # (B, D, L) of benchmarks/scan_gpu.py on an H200: channels per thread, warps of a block, chunks, and
 # channels per thread and pieces of a chunk in what comes before. README of the op, section cuda.
 MEASURED = {

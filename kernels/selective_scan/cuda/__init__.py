@@ -13,14 +13,12 @@ from torch import Tensor
 from dnassm.kernels import nvrtc
 from dnassm.kernels.backends import Elsewhere
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
-from dnassm.kernels.selective_scan.cuda.shape import TILE, Shape, span_of
+from dnassm.kernels.selective_scan.cuda.shape import Shape, span_of
 from dnassm.kernels.selective_scan.cuda.walk import Walk, dense, walked
 
 PRIORITY = 40
 
 _MOST_STATES = 128
-# What `chunk_ends` takes for a step that it looks at, as a share of the main pass.
-_ENDS_OF_FORWARD, _ENDS_OF_BACKWARD = 0.72, 0.33
 
 
 def supports(scan: Scan) -> str | None:
@@ -67,7 +65,7 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     last = marks.new_empty(scan.state_shape)
     walk.enter(0, walk.length, y=y, marks=marks)
     walk.give(last=last)
-    walk.cut(walk.shape.layouts, whole=TILE, pre_pass=_ENDS_OF_FORWARD)
+    walk.cut()
     walk.start(walk.initial_row, adjoint=False)
     walk.forward()
     return y.to(scan.x.dtype), walked(last, scan).to(scan.state_dtype), marks
@@ -112,11 +110,12 @@ def _gradients(
     output = 0 if y is None else 1 if _beside_dz(walk) is None else 2
     for begin in reversed(range(0, walk.length, slab)):
         walk.enter(begin, min(slab, walk.length - begin), marks=marks, y=y, dy=dy, **along)
-        layouts = (shape.of_backward,)
-        chunks = walk.cut(layouts, whole=shape.span, pre_pass=_ENDS_OF_BACKWARD)
+        walk.cut_end_to_end()
         walk.start(carry, adjoint=True)
         carry = torch.empty_like(carry)
-        by_chunk = marks.new_empty(walk.batch * chunks, scan.A.shape[1] + 2, walk.channels)
+        # Rows differ by a chunk: what nobody writes counts as nothing.
+        sizes = walk.batch * walk.chunks, scan.A.shape[1] + 2, walk.channels
+        by_chunk = marks.new_zeros(sizes)
         sums.append(by_chunk)
         walk.give(handed=carry, dmaps=dmaps, by_chunk=by_chunk)
         walk.backward(output=output, apart=_dz_into(walk) is not None)

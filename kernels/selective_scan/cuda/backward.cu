@@ -76,7 +76,7 @@ struct Work {
   Tile output;  // silu(z), then y
 #endif
   Staged step, input, grad_y, gate;
-  float sum_B[2 * GATHER][TB][NPAD], sum_C[2 * GATHER][TB][NPAD];  // of these tiles and of those before
+  alignas(16) float sums[2 * GATHER][TB][ROW];  // dB and dC of these tiles and of those before
   Vector shift;
 };
 
@@ -130,7 +130,8 @@ __device__ __forceinline__ void prepare_gradients(Work &work) {
   }
 }
 
-// Blocks take (channels, chunk, row) by turns, so that the scratch is as large as the device, not the problem.
+// Blocks take (channels, chunk) by turns, so that the scratch is as large as the device, not the problem. A chunk is
+// a piece of all rows laid end to end, of one row or of several.
 extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
   extern __shared__ __align__(16) float memory[];
   float *maps_at = memory;  // B and C of HELD steps
@@ -138,11 +139,13 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
   Work &work = works[threadIdx.x >> 5];
   float4 *inner = scratch + ((i64)blockIdx.x * NWARP + (threadIdx.x >> 5)) * (SEGMENT - 2) * 128 + (threadIdx.x & 31);
 
-  for (i64 item = blockIdx.x; item < columns * groups * chunks * batches; item += gridDim.x) {
-    const i64 column = item % (columns * groups), c = item / (columns * groups) % chunks;
-    const i64 batch = item / (columns * groups) / chunks;
+  const i64 total = batches * groups * stretch;
+  i64 item = blockIdx.x, at = item / columns * chunk;
+  while (at < total) {
+    const i64 row = at / stretch, begin = at % stretch, until_chunk = min(at / chunk * chunk + chunk, total);
+    const i64 c = item / columns - row * stretch / chunk, end = min(begin + until_chunk - at, length);
+    const i64 batch = row / groups, column = row % groups * columns + item % columns;
     const Place me = place(column, columns, per_group);
-    const i64 begin = c * chunk, end = min(begin + chunk, length);
 
     States a, carry, grad_a;
     load_rates(a, A, me);
@@ -202,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         for (int tile = first; tile < until - 1; tile++) {
           const i64 t = t0 + tile * TB;
           __syncwarp();
-          prepare(work, end - t, true);
+          prepare(work, TB, true);  // all but a chunk's last tile are whole
           __syncwarp();
           fetch(t + TB, tile == until - 2);
 #if PACKED
@@ -246,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           const bool inside = tile > first;
           if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB);
           const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
-          float(*sum_B)[NPAD] = work.sum_B[tile % (2 * GATHER)], (*sum_C)[NPAD] = work.sum_C[tile % (2 * GATHER)];
+          float(*sums)[ROW] = work.sums[tile % (2 * GATHER)];
 #if PACKED
           const int flags = resets[t / TB];
           i64 sequence = before[t / TB];
@@ -267,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               sum4<SL, CL>(grad_C[i & 1]);
 #pragma unroll
               for (int j = 0; j < OWN_STATES; j++)
-                if (me.cl < 4) sum_C[i][4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
+                if (me.cl < 4) sums[i][NPAD + 4 * me.sq + owned<SL, CL>() + j] = grad_C[i & 1][j];
               if (HAS_Z || OUTPUT) {
                 sum4<1, SL>(y_core[i & 1]);
 #pragma unroll
@@ -311,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               sum4<SL, CL>(grad_B[i & 1]);
 #pragma unroll
               for (int j = 0; j < OWN_STATES; j++)
-                if (me.cl < 4) sum_B[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[i & 1][j];
+                if (me.cl < 4) sums[i][4 * me.sq + owned<SL, CL>() + j] = grad_B[i & 1][j];
               sum4<1, SL>(by_decay[i & 1]);
               sum4<1, SL>(by_inflow[i & 1]);
               if (SL == 1) __syncwarp();
@@ -385,13 +388,15 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           if (tile % GATHER == 0) {
             __syncthreads();
             float *to = dmaps + ((column * batches + batch) * length + t) * ROW;
-            for (int k = threadIdx.x; k < min((i64)GATHER * TB, end - t) * ROW; k += NTH) {
-              const int from = (tile + k / (TB * ROW)) % (2 * GATHER), row = k / ROW % TB, n = k % NPAD;
-              float v = 0.f;
+            for (int k = 4 * threadIdx.x; k < min((i64)GATHER * TB, end - t) * ROW; k += 4 * NTH) {
+              const int from = (tile + k / (TB * ROW)) % (2 * GATHER), row = k / ROW % TB;
+              float v[4] = {}, of_warp[4];
 #pragma unroll
-              for (int w = 0; w < NWARP; w++)
-                v += k % ROW < NPAD ? works[w].sum_B[from][row][n] : works[w].sum_C[from][row][n];
-              to[k] = v;
+              for (int w = 0; w < NWARP; w++) {
+                load4(of_warp, &works[w].sums[from][row][k % ROW]);
+                EACH4(j) v[j] += of_warp[j];
+              }
+              *(float4 *)(to + k) = make_float4(v[0], v[1], v[2], v[3]);
             }
           }
         }
@@ -406,6 +411,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         sums_at[channels * N + me.channel + mine + q] = grad_skip[q];
         sums_at[channels * (N + 1) + me.channel + mine + q] = grad_bias[q];
       }
-    if (c == 0) store_states(handed + batch * channels * N, carry, me);
+    if (begin == 0) store_states(handed + batch * channels * N, carry, me);
+    at += stretch - begin;
+    if (at >= until_chunk) item += gridDim.x, at = item / columns * chunk;
   }
 }

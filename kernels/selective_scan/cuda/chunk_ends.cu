@@ -59,8 +59,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) chunk_ends(ARGUMENTS) 
   Vector &shift = work.shift;
   shift.load(bias, me);
   __syncwarp();
-  const i64 batch = blockIdx.y, c = blockIdx.x + skipped;
-  const i64 begin = c * chunk, end = min(begin + chunk, length);
+  const i64 batch = blockIdx.y;
+  const i64 first_begin = ADJOINT ? second_chunk(batch * groups + me.group, stretch, chunk * pieces) : 0;
+  const i64 begin = first_begin + blockIdx.x * chunk, end = min(begin + chunk, length);
+  if (begin >= end) return;  // another row has more chunks
   const int steps = (int)(end - begin), tiles = (steps + TB - 1) / TB;
   const auto index = [&](int tile) { return ADJOINT ? tile : tiles - 1 - tile; };  // in time
 

@@ -89,7 +89,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
       i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
-      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 dzb, i64 dzt, i64 marks_b, i64 skipped
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 dzb, i64 dzt, i64 marks_b, i64 stretch, i64 pieces
 
 // ---------------------------------------------------------------- arithmetic
 
@@ -177,6 +177,10 @@ __device__ __forceinline__ Place place(i64 column, i64 columns, i64 per_group) {
 // to match when they are put into shared memory.
 __device__ __forceinline__ int state(const Place &me, int j) { return j * SL + me.sq; }
 __device__ __forceinline__ int position(int n) { return n % SL * 4 + n / SL; }
+
+// The chunks of the backward are cut from all rows laid end to end, `stretch` steps each: where the second chunk of a
+// row begins, or beyond the row's end.
+__device__ __forceinline__ i64 second_chunk(i64 row, i64 stretch, i64 chunk) { return chunk - row * stretch % chunk; }
 
 typedef float States[NC][4];  // channel, state
 

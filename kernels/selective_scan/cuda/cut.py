@@ -24,10 +24,12 @@ _NARROW = 0.1
 # few; where all are there at once, what remembers for long does, at a quarter of the pace of all.
 # Half full it takes four fifths of the time.
 _ALONE_UNEVEN, _TAIL, _LAST, _FEW = 0.6, 0.4, 0.35, 0.6
-_AT_ONCE, _MOST_AT_ONCE, _STRAGGLER = 1.2, 0.75, 0.28
+_AT_ONCE, _MOST_AT_ONCE, _STRAGGLER = 1.2, 0.75, 0.4
 # What it costs to look at a step, on average: less in long chunks, where most is forgotten before
-# the end. Full multiprocessors took 300, 180, 135 and 115 ns with 512, 2048, 4096 and 8192 steps.
-_FIRST, _LATER = 0.9, 0.28
+# the end. Full multiprocessors took 180, 135 and 115 ns with 2048, 4096 and 8192 steps. With these
+# two, _STRAGGLER and what blocks of many short chunks took (ten shapes, every way to cut them, in
+# order of steps and at random), what is chosen takes 2.5 % more than the best, on average.
+_FIRST, _LATER = 0.57, 0.28
 _ENTERING, _ENTERING_ENDS = 100, 30
 """Steps that a block takes as long for as to start, to load a state and to be chained."""
 _WORTH = 0.995
@@ -62,6 +64,27 @@ class Problem(NamedTuple):
     """Groups x batch."""
     steps: int
     multiprocessors: int
+    joined: int = 1
+    """Rows that have been laid end to end, of which each has a like share of `steps`."""
+
+    def end_to_end(self, unit: int) -> Problem:
+        """All rows as one, each in whole multiples of `unit` steps."""
+        steps = -(-self.steps // unit) * unit
+        return self._replace(rows=1, steps=self.rows * steps, joined=self.rows)
+
+    @property
+    def row(self) -> int:
+        """Steps of what was one row."""
+        return self.steps // self.joined
+
+    def first_border(self, steps: int) -> int:
+        """Of any row, where at the earliest a chunk of so many steps ends inside of it."""
+        return steps if self.joined == 1 else math.gcd(self.row, steps)
+
+    def borders(self, steps: int) -> int:
+        """How many chunks of so many steps begin inside of a row."""
+        at_once = -(-self.joined * self.first_border(steps) // steps)
+        return -(-self.steps // steps) - at_once
 
     def time(self, layout: Layout, width: int, chunks: int) -> float:
         """Of a step of all chunks, in those of one multiprocessor full of the widest layout."""
@@ -120,7 +143,10 @@ class PrePass(NamedTuple):
 
 @functools.cache
 def cut(problem: Problem, layouts: tuple[Layout, ...], pre_pass: PrePass, whole: int) -> Cut:
-    """Of the main pass, in chunks of whole multiples of `whole` steps and of the layout's tile."""
+    """Of the main pass, in chunks of whole multiples of `whole` steps and of the layout's tile.
+
+    What enters a chunk has to be found where it begins inside of a row.
+    """
     best = None
     for layout in layouts:
         unit = math.lcm(whole, layout.tile)
@@ -131,7 +157,7 @@ def cut(problem: Problem, layouts: tuple[Layout, ...], pre_pass: PrePass, whole:
             )
             cost *= steps + _ENTERING
             worth = math.inf if best is None else _WORTH * best.cost
-            if chunks > 1 and cost < worth:
+            if cost < worth and problem.borders(steps):
                 cost += pre_pass.share * cut_ends(problem, pre_pass, steps).cost
             if cost < worth:
                 best = Cut(layout, -width, steps, chunks, cost)
@@ -142,9 +168,9 @@ def cut(problem: Problem, layouts: tuple[Layout, ...], pre_pass: PrePass, whole:
 
 @functools.cache
 def cut_ends(problem: Problem, pre_pass: PrePass, chunk: int) -> Cut:
-    """Of the pass before it: all chunks but one in 1, 2 or 4 pieces each, for more blocks."""
+    """Of the pass before it: chunks at a border in 1, 2 or 4 pieces each, for more blocks."""
     best = None
-    chunks = -(-problem.steps // chunk) - 1
+    chunks = problem.borders(chunk)
     for pieces in (1, 2, 4):
         steps = chunk // pieces
         if chunk % (pieces * pre_pass.tile):
@@ -165,8 +191,8 @@ def cut_ends(problem: Problem, pre_pass: PrePass, chunk: int) -> Cut:
 def _lengths(problem: Problem, layout: Layout, unit: int) -> Iterator[int]:
     """Steps per chunk worth a look, longest first: up to four full devices of chunks.
 
-    Any number of chunks up to 32, those that fill the device a whole number of times, and some
-    between.
+    Any number of chunks up to 32, those that fill the device a whole number of times, some between,
+    and those of whole rows.
     """
     units = -(-problem.steps // unit)
     slots = layout.warps // layout.widths[-1] * problem.multiprocessors
@@ -178,4 +204,8 @@ def _lengths(problem: Problem, layout: Layout, unit: int) -> Iterator[int]:
     for width in layout.widths:
         full = layout.warps // width * problem.multiprocessors / problem.across(layout, width)
         wanted |= {int(full * waves) for waves in range(1, 5) if 1 <= full * waves <= most}
-    yield from sorted({-(-units // chunks) * unit for chunks in wanted}, reverse=True)
+    lengths = {-(-units // chunks) * unit for chunks in wanted}
+    if problem.joined > 1:
+        lengths |= {-(-problem.joined // chunks) * problem.row for chunks in wanted}
+        lengths.add(problem.row)
+    yield from sorted(lengths, reverse=True)

@@ -36,6 +36,8 @@ _LIKE_DX = ("ddt",)
 """What the kernels take no strides of: those of dx serve."""
 _FOLDING, _FOLDS = 64, (8, 16, 32, 64)
 """Threads of a block that chains chunks, and how many pieces each may fetch at once."""
+# What `chunk_ends` takes for a step that it looks at, as a share of the main pass.
+_ENDS_OF_FORWARD, _ENDS_OF_BACKWARD = 0.72, 0.33
 _WORKSPACE = 256 << 20
 """Bytes for dB and dC by channel block; a row that needs more is walked in slabs."""
 
@@ -139,16 +141,30 @@ class Walk:
         slabs = max(1, -(-per_step * self.length // _WORKSPACE))
         return -(-self.length // slabs // self.shape.span) * self.shape.span
 
-    def cut(self, layouts: tuple[Layout, ...], *, whole: int, pre_pass: float) -> int:
-        """Choose the chunks of the main pass, of multiples of `whole` steps; returns how many.
+    def cut(self) -> None:
+        """Choose the chunks of the forward: every row is cut alike."""
+        ends = PrePass(self.shape.ends, TILE, _ENDS_OF_FORWARD)
+        self._choose(self._problem(), self.shape.layouts, ends, TILE)
 
-        `pre_pass` is what a step of `chunk_ends` costs, as a share of a step of the main pass.
+    def cut_end_to_end(self) -> None:
+        """Choose the chunks of the backward: all rows are cut as one, so that chunks end together.
+
+        A chunk begins where a mark is: at whole spans of its row.
         """
-        self._ends = PrePass(self.shape.ends, TILE, pre_pass)
-        found = cut(self._problem(), layouts, self._ends, whole)
-        self._layout, self._width, self.chunks = found.layout, found.width, found.chunks
+        ends = PrePass(self.shape.ends, TILE, _ENDS_OF_BACKWARD)
+        problem = self._problem().end_to_end(self.shape.span)
+        self.give(stretch=problem.row)
+        self._choose(problem, (self.shape.of_backward,), ends, self.shape.span)
+
+    def _choose(
+        self, problem: Problem, layouts: tuple[Layout, ...], ends: PrePass, whole: int
+    ) -> None:
+        found = cut(problem, layouts, ends, whole)
+        self._cut, self._problem_of_cut, self._ends = found, problem, ends
+        # Steps of a row behind its first border: as many as any row has.
+        self._behind = self.slab_length - problem.first_border(found.steps)
+        self.chunks = 1 + -(-self._behind // found.steps) if problem.borders(found.steps) else 1
         self.give(chunk=found.steps, chunks=self.chunks)
-        return self.chunks
 
     def _problem(self) -> Problem:
         across = -(-(self.channels // self.groups) // (self.shape.channels // 4))
@@ -160,31 +176,32 @@ class Walk:
         if self.chunks == 1:
             self.give(starts=first)
             return
-        chunk = self._given["chunk"]
-        layout, width, steps, *_ = cut_ends(self._problem(), self._ends, chunk)
+        problem, chunk = self._problem_of_cut, self._cut.steps
+        layout, width, steps, *_ = cut_ends(problem, self._ends, chunk)
         pieces = chunk // steps
         # The last chunk hands nothing on, or the first one: its pieces are not looked at.
-        found = -(-self.slab_length // steps) - pieces if adjoint else (self.chunks - 1) * pieces
+        found = -(-self._behind // steps) if adjoint else (self.chunks - 1) * pieces
         ends = self.A.new_empty((self.batch, found, *self.A.shape))
         starts = self.A.new_empty((self.batch, self.chunks, *self.A.shape))
         sums = self.A.new_empty(self.batch, found, self.channels)
-        skipped = pieces if adjoint else 0
-        self.give(ends=ends, sums=sums, chunk=steps, chunks=found, skipped=skipped)
+        self.give(ends=ends, sums=sums, chunk=steps, chunks=found, pieces=pieces)
         tiles = 2 * map_tiles(self.shape.lanes, width, layout)  # of B or C alone
         self._run("chunk_ends", layout, width, found, ADJOINT=int(adjoint), TILES=tiles)
         count, states = self.A.numel(), self.A.shape[1]
         together = next((fold for fold in _FOLDS if found <= 2 * fold), _FOLDS[-1])
+        cuts = found, count, pieces, int(adjoint), self.slab_length, steps, problem.row, self.groups
         _kernel("chunk_fold", self.device, self._options(_FOLDING, FOLD=together)).launch(
             (-(-count // _FOLDING), self.batch, 1),
             _FOLDING,
-            [ends, sums, self.A, first, starts, states, found, count, pieces, int(adjoint)],
+            [ends, sums, self.A, first, starts, states, *cuts],
         )
         self.give(starts=starts, chunk=chunk, chunks=self.chunks, ends=None, sums=None)
 
     def forward(self) -> None:
         """Run the main pass of the forward over all chunks."""
-        tiles = map_tiles(self.shape.lanes, self._width, self._layout)
-        self._run("forward", self._layout, self._width, self.chunks, ADJOINT=0, TILES=tiles)
+        layout, width = self._cut.layout, self._cut.width
+        tiles = map_tiles(self.shape.lanes, width, layout)
+        self._run("forward", layout, width, self.chunks, ADJOINT=0, TILES=tiles)
 
     def _run(self, name: str, layout: Layout, width: int, chunks: int, **more: int) -> None:
         columns = self.columns(32 * width, layout.channels)
@@ -208,7 +225,7 @@ class Walk:
         """
         shape = self.shape
         columns = self.columns(shape.threads)
-        items = columns * self.groups * self.chunks * self.batch
+        items = columns * self._cut.chunks
         blocks = min(items, shape.resident * multiprocessors(self.device))
         scratch = self.A.new_empty(shape.scratch(blocks))
         self.give(columns=columns, scratch=scratch)
