@@ -38,8 +38,8 @@ class Scan:
     """Where `backward_and_output` may write y: like `dz_into`, with its strides. No option of the
     public function."""
     frugal: bool = False
-    """Whether the forward keeps no more for the backward than it must: it is a part of a call whose
-    other parts keep as much. No option of the public function."""
+    """Whether the forward keeps no more for the backward than it must: it is of a call that is cut
+    to save memory. No option of the public function."""
 
     @property
     def sequences(self) -> int:

@@ -113,9 +113,9 @@ def _gradients(
         walk.cut_end_to_end()
         walk.start(carry, adjoint=True)
         carry = torch.empty_like(carry)
-        # Rows differ by a chunk: what nobody writes counts as nothing.
         sizes = walk.batch * walk.chunks, scan.A.shape[1] + 2, walk.channels
-        by_chunk = marks.new_zeros(sizes)
+        # Rows may have a chunk less than others: what nobody writes counts as nothing.
+        by_chunk = marks.new_empty(sizes) if walk.chunks == 1 else marks.new_zeros(sizes)
         sums.append(by_chunk)
         walk.give(handed=carry, dmaps=dmaps, by_chunk=by_chunk)
         walk.backward(output=output, apart=_dz_into(walk) is not None)

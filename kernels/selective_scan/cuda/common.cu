@@ -89,7 +89,8 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
       float *__restrict__ handed, float4 *__restrict__ scratch, i64 length, i64 channels,         \
       i64 per_group, i64 groups, i64 columns, i64 batches, i64 chunk, i64 chunks, i64 xb, i64 xt, \
       i64 dtb, i64 dtt, i64 zb, i64 zt, i64 Bb, i64 Bt, i64 Bg, i64 Bn, i64 Cb, i64 Ct, i64 Cg,   \
-      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 dzb, i64 dzt, i64 marks_b, i64 stretch, i64 pieces
+      i64 Cn, i64 yb, i64 yt, i64 dyb, i64 dyt, i64 dxb, i64 dxt, i64 dzb, i64 dzt, i64 marks_b,  \
+      i64 stretch, i64 pieces
 
 // ---------------------------------------------------------------- arithmetic
 
