@@ -75,6 +75,28 @@ class Case:
         )
 
 
+BOTH = (False, True)
+"""Of `Case.reverse`: a walk in either direction."""
+CASES = {
+    "plain": Case(),
+    "bare": Case(bare=True),
+    "reverse": Case(reverse=(True,)),
+    "both directions": Case(reverse=BOTH),
+    "both directions, bare": Case(reverse=BOTH, bare=True),
+    "two onwards": Case(reverse=(False, False)),
+    "packed": Case(batch=1, packed=(0, 1, 20, 37)),
+    "packed, reverse": Case(batch=1, packed=(0, 5, 36, 37), reverse=(True,)),
+    "packed, both directions": Case(batch=1, packed=(0, 2, 19, 37), reverse=BOTH),
+    "one position": Case(length=1),
+    "one tap": Case(taps=1),
+    "wide": Case(width=48, inner=96, states=16, rank=3, length=70),
+}
+"""Small ones with every option."""
+# Dx and the products over cut pieces are sums in another order than autograd's.
+ROUNDING = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}
+"""Largest error against the composition of the public operators, see `furthest`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """Tensors of one call."""

@@ -13,7 +13,7 @@ from dnassm.generation import Stepper, generate
 from dnassm.kernels.causal_conv1d import causal_conv1d_step
 from dnassm.kernels.mamba_inner import State, arguments, mamba_inner_step
 from dnassm.kernels.mamba_inner.arguments import KEEP
-from dnassm.kernels.mamba_inner.cases import Case, Inputs, furthest, outcome
+from dnassm.kernels.mamba_inner.cases import BOTH, Case, Inputs, furthest, outcome
 from dnassm.kernels.selective_scan import selective_scan_step
 from dnassm.kernels.selective_scan.cases import Case as ScanCase
 from dnassm.mixer import MIXERS
@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 WIDE = Case(length=500, width=64, inner=128, states=16, rank=8)
-BOTH = (False, True)
 CASES = {
     "plain": WIDE,
     "bare": dataclasses.replace(WIDE, bare=True),
