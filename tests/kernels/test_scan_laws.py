@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import logging
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dnassm.errors import ShapeError
-from dnassm.kernels.backends import LOGGER, Backends, Elsewhere
 from dnassm.kernels.selective_scan import (
     BACKENDS,
     cases,
@@ -568,42 +566,3 @@ def test_an_initial_state_that_is_not_finite_is_counted(value):
     inputs["initial_state"][1, 2, 3] = value
     with pytest.raises(ShapeError, match=r"initial_state must be finite, got 1 values .* of 48"):
         selective_scan(**inputs)
-
-
-# What is said of the choice
-
-
-class _Fake:
-    PRIORITY = 1
-
-    def __init__(self, reason: str | None) -> None:
-        self.reason = reason
-
-    def supports(self, arguments: Any) -> str | None:
-        return self.reason
-
-
-def chosen(caplog: pytest.LogCaptureFixture, **reasons: str | None) -> list[tuple[int, str]]:
-    backends = Backends("dnassm.kernels.some_op")
-    backends._modules = {name: _Fake(reason) for name, reason in reasons.items()}
-    asked = Scan(*[Case().inputs(torch.float32).get(n) for n in ORDER], None, True, False, False)
-    caplog.set_level(logging.INFO, LOGGER.name)
-    for _ in range(3):
-        backends.choose("auto", asked)
-        backends.choose(next(iter(reversed(reasons))), asked)
-    return [(record.levelno, record.getMessage()) for record in caplog.records]
-
-
-def test_the_choice_is_said_once_with_the_reasons(caplog):
-    said = chosen(caplog, quick=Elsewhere("for GPUs"), plain=None, slow=None)
-    assert said == [(logging.INFO, "some_op on cpu: backend plain (quick: for GPUs)")]
-
-
-def test_a_choice_without_obstacles_is_said_plainly(caplog):
-    assert chosen(caplog, quick=None) == [(logging.INFO, "some_op on cpu: backend quick")]
-
-
-def test_a_fall_back_that_surprises_is_a_warning(caplog):
-    said = chosen(caplog, quick=Elsewhere("for GPUs"), cpu="no compiler package", plain=None)
-    message = "some_op on cpu: backend plain (quick: for GPUs; cpu: no compiler package)"
-    assert said == [(logging.WARNING, message)]
