@@ -81,7 +81,7 @@ def _scan(
         overwrite=room.overwrite,
         dz_into=room.dz,
         y_into=room.y,
-        frugal=len(block.cut.pieces) > 1,
+        whole=block.x.shape[0] * block.x.shape[1],
     )
 
 

@@ -37,9 +37,9 @@ class Scan:
     y_into: Tensor | None = None
     """Where `backward_and_output` may write y: like `dz_into`, with its strides. No option of the
     public function."""
-    frugal: bool = False
-    """Whether the forward keeps no more for the backward than it must: it is of a call that is cut
-    to save memory. No option of the public function."""
+    whole: int = 0
+    """Positions (rows times steps) of the call that this one is a piece of, 0 if it is none: what
+    the forward keeps for the backward is kept of all pieces. No option of the public function."""
 
     @property
     def sequences(self) -> int:

@@ -96,6 +96,12 @@ COMPILED = [
     ("sm_90", "1 channel per thread, fp32"),
 ]
 PLANNED = [(arch, name) for arch in DEVICES for name in SCANS]
+LAID_OUT = {
+    "forward": "2 * TILES * TB * MAP_ROW * 4 + NWARP * sizeof(Work)",
+    "chunk_ends": "2 * TILES * TB * NPAD * 4 + NWARP * sizeof(Work)",
+    "backward": "HELD * ROW * 4 + NWARP * sizeof(Work)",
+}
+"""Shared memory of a block, as the source has it."""
 
 
 class Recorded:
@@ -164,6 +170,8 @@ def test_every_kernel_that_a_call_needs_is_compiled_without_a_gpu(planned, arch,
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed: no NVRTC")
     for kernel in planned(arch, SCANS[name]()):
         source = nvrtc.joined(walk.sources(kernel.name))
+        least = min(shared for *_, shared in kernel.launches)
+        source += f'static_assert({LAID_OUT.get(kernel.name, "0")} <= {least}, "shared memory");\n'
         code = nvrtc.compile_source(source, kernel.macros, arch, cached=False)
         assert code.startswith(b"\x7fELF")
         assert kernel.name.encode() in code
@@ -183,6 +191,46 @@ def test_a_launch_is_within_what_the_gpu_has_and_the_kernel_takes(planned, arch,
             assert shared <= DEVICES[arch][0]
 
 
+# What the backward does with shared memory: tiles whose dB and dC are summed at once, early states,
+# step sizes that stay; bf16, N 16, marks 64 and 16 steps apart. As measured on an H200; elsewhere
+# nothing is done at the price of narrower blocks.
+FILLED = {
+    "sm_80": ((4, 0, 0), (4, 0, 0)),
+    "sm_89": ((1, 0, 0), (1, 0, 0)),
+    "sm_90": ((4, 2, 5), (4, 2, 1)),
+    "sm_100": ((4, 2, 5), (4, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+def test_the_backward_fills_shared_memory_without_narrower_blocks(planned, arch):
+    planned(arch, scan())  # from now on the device is that one
+    for span, wanted in zip((64, 16), FILLED[arch], strict=True):
+        found = shape._shape_of(16, 512, 2, torch.device("cpu"), span)
+        assert (found.gather, found.early, found.sizes) == wanted
+        assert (found.threads, found.rows) == (256, 128)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "whole", "span"),
+    [
+        (8, 8192, 0, 64),
+        (4, 8192, 8 * 8192, 64),  # by itself there would be room for 16
+        (4, 8192, 0, 16),
+        (1, 1 << 15, 1 << 20, 128),
+        (1, 1 << 20, 0, 128),
+    ],
+)
+def test_pieces_of_a_call_keep_the_marks_that_the_whole_would(planned, rows, length, whole, span):
+    planned("sm_100", scan())  # of 180 GB: room for 352 MB
+    wide = torch.empty(1, 1, 1536, dtype=BF16).expand(rows, length, -1)
+    maps = torch.empty(1, 1, 1, 16, dtype=BF16).expand(rows, length, -1, -1)
+    call = dataclasses.replace(
+        scan(), x=wide, dt=wide, z=wide, B=maps, C=maps, A=torch.empty(1536, 16), whole=whole
+    )
+    assert cuda.marks_shape(call) == (rows, length // span, 48, 512)
+
+
 def test_all_kernels_of_the_source_are_planned_for(planned):
     found = {kernel.name for kernel in planned("sm_90", scan())}
     assert found == set(parameters())
@@ -197,6 +245,7 @@ def test_the_calls_cover_every_dtype_and_both_ends_of_what_a_thread_loads_at_onc
     assert {macros["NC"] for macros in found} == {1, 2, 4}
     assert {macros["OUTPUT"] for macros in found if "OUTPUT" in macros} == {0, 1, 2}
     assert {macros["DZ_APART"] for macros in found if "DZ_APART" in macros} == {0, 1}
+    assert {macros["EARLY"] for macros in found if "EARLY" in macros} == {0, 2}
     for macro in ("PACKED", "HAS_Z", "SOFTPLUS", "EXACT"):
         assert {macros[macro] for macros in found} == {0, 1}
 

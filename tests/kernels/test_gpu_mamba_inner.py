@@ -172,7 +172,7 @@ def test_memory_is_that_of_a_piece_beside_what_is_kept(monkeypatch):
     for most in (arguments.PIECE_BYTES, arguments.FORWARD_BYTES):
         monkeypatch.setitem(most, "cuda", whole // 8)
     beyond, _ = most_beyond(case, keep=("x_dbl", "scan"))
-    y, dx, marks, x_dbl = whole / 2, whole / 2, whole / 4, whole * 48 / 512
+    y, dx, marks, x_dbl = whole / 2, whole / 2, whole / 2, whole * 48 / 512
     assert beyond <= y + dx + marks + x_dbl + 6 * whole / 8 + (96 << 20)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dnassm.kernels.selective_scan import cases, cuda, selective_scan
 from dnassm.kernels.selective_scan.arguments import Gradients, Scan
 from dnassm.kernels.selective_scan.cases import Case, Tolerance
-from dnassm.kernels.selective_scan.cuda import cut, walk
+from dnassm.kernels.selective_scan.cuda import cut, shape, walk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,6 +149,42 @@ def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, m
     monkeypatch.setattr(walk, "cut", fixed)
     got = run(inputs, "cuda")
     assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.float32])
+
+
+def test_blocks_of_channels_more_than_the_device_holds_take_turns(monkeypatch):
+    """Rows of 70 steps, laid out as 80, in chunks of 160: the last one ends beyond the last row."""
+    inputs = Case(batch=3, length=70, channels=36_000, states=16).inputs(
+        torch.bfloat16, device="cuda"
+    )
+
+    def fixed(problem, layouts, pre_pass, whole):
+        found = cut.cut(problem, layouts, pre_pass, whole)
+        if problem.joined == 1:
+            return found
+        return found._replace(steps=160, chunks=-(-problem.steps // 160))
+
+    monkeypatch.setattr(walk, "cut", fixed)
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.bfloat16])
+
+
+@pytest.fixture(params=[(0, 128), (2, 128), (2, 64), (2, 16)], ids=str)
+def filled(request, monkeypatch):
+    """Early states of a tile in shared memory or none, marks so many steps apart."""
+    early, span = request.param
+    monkeypatch.setattr(shape, "_EARLY", early)
+    monkeypatch.setattr(shape, "_SHORT_SPANS", (span,))
+    shape._shape_of.cache_clear()
+    yield request.param
+    shape._shape_of.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("states", [3, 8, 16, 32, 128])
+def test_what_waits_in_shared_memory_changes_nothing(dtype, states, filled):
+    inputs = Case(length=700, channels=300, states=states).inputs(dtype, device="cuda")
+    got = run(inputs, "cuda")
+    assert_near(got, truth(inputs, got), cases.TOLERANCES[dtype])
 
 
 def packed_inputs(dtype: torch.dtype, edges: list[int], channels: int = 70) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from dnassm.kernels.mamba_inner.arguments import KEEP, STATES, Block
 from dnassm.kernels.selective_scan import cuda as scan
 
 GIB = 1 << 30
-CUBLAS = 0.07
-"""GiB of its workspaces, which belong to what is asked."""
+CUBLAS = 0.065
+"""GiB of its workspaces, which belong to what is asked: 0.063 by what was measured beyond this."""
 H200 = types.SimpleNamespace(
     shared_memory_per_block_optin=232448,
     shared_memory_per_multiprocessor=233472,
@@ -98,10 +98,10 @@ def test_the_default_takes_no_more_than_was_asked_for(counter, shape, asked):
         ((1, 256, 1 << 20), ("u", "x_dbl", "scan"), 512, 5.82),
         ((1, 256, 1 << 20), ("u", "x_dbl", "scan"), 352, 5.35),
         ((1, 256, 1 << 20), ("xz", "x_dbl", "scan"), 256, 5.60),
-        ((8, 768, 1 << 13), ("u", "x_dbl", "scan"), 96, 1.12),
-        ((8, 768, 1 << 13), ("xz", "x_dbl", "scan"), 96, 1.30),
-        ((8, 768, 1 << 13), ("xz", "u", "x_dbl", "scan"), 48, 1.25),
-        ((8, 768, 1 << 13), KEEP, 48, 1.44),
+        ((8, 768, 1 << 13), ("u", "x_dbl", "scan"), 96, 1.15),
+        ((8, 768, 1 << 13), ("xz", "x_dbl", "scan"), 96, 1.33),
+        ((8, 768, 1 << 13), ("xz", "u", "x_dbl", "scan"), 48, 1.28),
+        ((8, 768, 1 << 13), KEEP, 48, 1.47),
     ],
 )
 def test_a_call_takes_no_more_than_the_readme_says(counter, shape, keep, mib, most, monkeypatch):
@@ -110,14 +110,14 @@ def test_a_call_takes_no_more_than_the_readme_says(counter, shape, keep, mib, mo
     assert peaks(counter, shape, keep)[1] < most + 0.006
 
 
-def test_pieces_keep_no_more_than_a_mark_in_128_steps(counter, monkeypatch):
-    """Each by itself would have room for more; y, dx, what is kept and six tensors of a piece."""
+def test_pieces_keep_no_more_marks_than_the_whole(counter, monkeypatch):
+    """Each has room for one in 16 steps; y, dx, what is kept and six tensors of a piece."""
     batch, width, length = 1, 256, 1 << 18
     whole = 2 * length * 2 * width  # bytes of a tensor (1, L, E)
     for most in (arguments.PIECE_BYTES, arguments.FORWARD_BYTES):
         monkeypatch.setitem(most, "cuda", whole // 8)
     monkeypatch.setattr(arguments, "WHOLE_BYTES", 0)
-    outer, marks, x_dbl = 4 * whole / 2, whole / 4, whole * 48 / 512  # x, dy, y and dx
+    outer, marks, x_dbl = 4 * whole / 2, whole / 2, whole * 48 / 512  # x, dy, y and dx
     most = peaks(counter, (batch, width, length), ("x_dbl", "scan"))[1] * GIB
     assert most <= outer + marks + x_dbl + 6 * whole / 8 + (48 << 20)
 

@@ -68,16 +68,21 @@ __device__ __forceinline__ void await_fetch() { asm volatile("cp.async.wait_grou
 // Steps of B and C that a block brings in at once, up to 16 values per thread.
 #define MAP_ROWS (HELD * ROW <= 16 * NTH ? HELD : TB)
 #define SEGMENT (CK / TB)  // tiles between two marks
+#define AHEAD 3  // steps before they are used, states that wait in shared memory are fetched
 
 // A warp's share of shared memory.
 struct Work {
-  Tile size, value, grad, slope;  // d, then its gradient; u, then dx; dy; dz
+  Tile sizes[SIZES + 1];    // d of the first tiles between two marks and of any other, then its gradient
+  Tile value, grad, slope;  // u, then dx; dy; dz
 #if OUTPUT
   Tile output;  // silu(z), then y
 #endif
   Staged step, input, grad_y, gate;
   alignas(16) float sums[2 * GATHER][TB][ROW];  // dB and dC of these tiles and of those before
   Vector shift;
+#if EARLY
+  float4 early[EARLY][4][32];  // the states before its first steps, until others have left the registers
+#endif
 };
 
 // 2^v on the multiply-add units, relative error 1.9e-7, for -126 <= v <= 127 and the nearer of these beyond.
@@ -94,18 +99,27 @@ __device__ __forceinline__ float ex2_fma(float v) {
   return __uint_as_float(__float_as_uint(p) + (__float_as_uint(t) << 23));
 }
 
-// d and u, or d and d u, of a tile of the warp.
-__device__ __forceinline__ void prepare(Work &work, i64 steps, bool inflow) {
+// d, unless it is known, and u or d u of a tile of the warp.
+__device__ __forceinline__ void prepare(Work &work, Tile &size, i64 steps, bool inflow, bool known = false) {
   await_fetch();
-  const Rows raw = work.step.read(), u = work.input.read();
+  const Rows u = work.input.read();
+  float v[VEC];
+  if (known) {
+    EACH_ROUND(r) {
+      EACH_NEIGHBOUR(k) v[k] = u.get(r, k);
+      work.value.put(r, v);
+    }
+    return;
+  }
+  const Rows raw = work.step.read();
   EACH_ROUND(r) {
     const float there = inside(r, 0, steps);
-    float d[VEC], v[VEC];
+    float d[VEC];
     EACH_NEIGHBOUR(k) {
       d[k] = there * step_size(raw.get(r, k) + work.shift.get(r, k));
       v[k] = inflow ? d[k] * u.get(r, k) : u.get(r, k);
     }
-    work.size.put(r, d), work.value.put(r, v);
+    size.put(r, d), work.value.put(r, v);
   }
 }
 // dy before the gate, and the gradient of the gate but for the factor y; so y but for that factor.
@@ -170,8 +184,8 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
     const i64 out_of_gate = batch * dzb + me.channel + Rows::start(dzt);
 #endif
 
-    const auto fetch = [&](i64 t, bool all) {
-      work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
+    const auto fetch = [&](i64 t, bool all, bool known = false) {
+      if (!known) work.step.fetch(pd + t * dtt, dtt, end - t, me.valid);
       work.input.fetch(px + t * xt, xt, end - t, me.valid);
       if (all) work.grad_y.fetch(pg + t * dyt, dyt, end - t, me.valid);
       if (all && HAS_Z) work.gate.fetch(pz + t * zt, zt, end - t, me.valid);
@@ -200,12 +214,15 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
 #pragma unroll 1
       for (int first = (held - 1) / SEGMENT * SEGMENT; first >= 0; first -= SEGMENT) {
         const int until = min(first + SEGMENT, held);
+        const auto size_of = [&](int tile) -> Tile & { return work.sizes[SIZES ? min(tile - first, SIZES) : 0]; };
+        const auto known = [&](int tile) { return SIZES && tile < until - 1 && tile - first < SIZES; };  // in phase 2
         // Phase 1: the state before every tile but the first.
 #pragma unroll 1
         for (int tile = first; tile < until - 1; tile++) {
           const i64 t = t0 + tile * TB;
           __syncwarp();
-          prepare(work, TB, true);  // all but a chunk's last tile are whole
+          Tile &size = size_of(tile);
+          prepare(work, size, TB, true);  // all but a chunk's last tile are whole
           __syncwarp();
           fetch(t + TB, tile == until - 2);
 #if PACKED
@@ -214,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
 #endif
           float d[2][4], in[2][4], b[2][4];
           const auto need = [&](int i) {
-            load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+            load4(d[i & 1], &size.v[i][4 * me.cl]);
             load4(in[i & 1], &work.value.v[i][4 * me.cl]);
             load4(b[i & 1], maps_at + (tile * TB + i) * ROW + 4 * me.sq);
           };
@@ -243,11 +260,12 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
         for (int tile = until - 1; tile >= first; tile--) {
           const i64 t = t0 + tile * TB, steps = end - t;
           __syncwarp();
-          prepare(work, steps, false);
+          Tile &size = size_of(tile);
+          prepare(work, size, steps, false, known(tile));
           prepare_gradients(work);
           __syncwarp();
           const bool inside = tile > first;
-          if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB);
+          if (t > begin) fetch(inside ? t - TB : t - CK, inside || CK == TB, inside && known(tile - 1));
           const float *rows = maps_at + tile * TB * ROW + 4 * me.sq;
           float(*sums)[ROW] = work.sums[tile % (2 * GATHER)];
 #if PACKED
@@ -257,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
           // As in the forward: fetched a step before they are used, sums finished a step after.
           float d[2][4], u[2][4], g[2][4], b[2][4], m[2][4];
           const auto need = [&](int i, bool maps_of_y) {
-            load4(d[i & 1], &work.size.v[i][4 * me.cl]);
+            load4(d[i & 1], &size.v[i][4 * me.cl]);
             load4(u[i & 1], &work.value.v[i][4 * me.cl]);
             load4(g[i & 1], &work.grad.v[i][4 * me.cl]);
             load4(b[i & 1], rows + i * ROW);
@@ -295,10 +313,13 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               const int now = i & 1;
               if (i + 1 < TB) need(i + 1, HAS_Z || OUTPUT);
               EACH4(k) y_core[now][k] = grad_C[now][k] = 0.f;
+#if EARLY
+              if (i < EARLY) store_mark(&work.early[i][0][me.lane], h, 32);
+#endif
               EACH4(q) {
                 const float in = d[now][q] * u[now][q];
                 EACH4(j) {
-                  past[i][q][j] = h[q][j];
+                  if (i >= EARLY) past[i][q][j] = h[q][j];
                   h[q][j] = fmaf(ex2(d[now][q] * a[q][j]), h[q][j], in * b[now][j]);
                   if (HAS_Z || OUTPUT) y_core[now][q] = fmaf(h[q][j], m[now][j], y_core[now][q]);
                   grad_C[now][j] = fmaf(g[now][q], h[q][j], grad_C[now][j]);
@@ -320,13 +341,13 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               if (SL == 1) __syncwarp();
 #pragma unroll
               for (int q = 0; q < OWN_SUMS; q++) {
-                const float size = work.size.v[i][mine + q], value = work.value.v[i][mine + q];
+                const float step = size.v[i][mine + q], value = work.value.v[i][mine + q];
                 const float grad = work.grad.v[i][mine + q], inflow = by_inflow[i & 1][q];
-                const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(size);
+                const float slope = fmaf(by_decay[i & 1][q], LN2, inflow * value) * step_slope(step);
                 if (SL > 4) __syncwarp();
                 if (me.sq < 4) {
-                  work.size.v[i][mine + q] = slope;
-                  work.value.v[i][mine + q] = fmaf(inflow, size, through[q] * grad);
+                  size.v[i][mine + q] = slope;
+                  work.value.v[i][mine + q] = fmaf(inflow, step, through[q] * grad);
                 }
                 grad_skip[q] = fmaf(grad, value, grad_skip[q]);
                 if (i < steps) grad_bias[q] += slope;
@@ -337,6 +358,10 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
             for (int i = TB - 1; i >= 0; i--) {
               const int now = i & 1;
               if (i > 0) need(i - 1, true);
+#if EARLY
+              const int early = i - AHEAD;
+              if (early >= 0 && early < EARLY) load_mark(past[early], &work.early[early][0][me.lane], 32);
+#endif
               EACH4(k) grad_B[now][k] = by_decay[now][k] = by_inflow[now][k] = 0.f;
               EACH4(q) {
                 const float in = d[now][q] * u[now][q];
@@ -373,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(NTH, BLOCKS) backward(ARGUMENTS) {
               result.store(to, stride, steps, me.valid);
             };
             write(work.value, dx + out + t * dxt, dxt);
-            write(work.size, ddt + out + t * dxt, dxt);
+            write(size, ddt + out + t * dxt, dxt);
 #if DZ_APART
             write(work.slope, dz + out_of_gate + t * dzt, dzt);
 #else

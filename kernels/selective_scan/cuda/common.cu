@@ -15,8 +15,9 @@
 // Macros, all set by walk.py: DTYPE (0 float, 1 bf16, 2 fp16); N states; NC; TB steps of a tile; SL; VEC; NTH
 // threads of a block, BLOCKS of them per multiprocessor; CK steps between saved states; HELD steps of B and C
 // that the backward holds; TILES of which the others bring them in at once; GATHER tiles whose dB and dC are
-// summed over the warps at once; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early), DZ_APART (dz lies
-// by strides of its own, not as dx and ddt do), OUTPUT (the backward writes y as well: 1 as dx lies, 2 as dz).
+// summed over the warps at once; EARLY steps of a tile whose states wait in shared memory, SIZES tiles whose step
+// sizes stay there; SOFTPLUS, HAS_Z, PACKED, ADJOINT, EXACT (never stop early), DZ_APART (dz lies by strides of its
+// own, not as dx and ddt do), OUTPUT (the backward writes y as well: 1 as dx lies, 2 as dz).
 
 typedef long long i64;
 typedef unsigned short u16;

@@ -22,6 +22,8 @@ _SHORT_SPANS, _MARKS = (16, 64), 512
 """Taken while marks need one part in so many of the device's memory: less to compute once more."""
 _GATHER = (4, 2, 1)
 """Tiles whose dB and dC may be summed over the warps of a block at once: a barrier for each."""
+_EARLY = 2
+"""Steps of a tile whose states may wait in shared memory, which leaves registers free."""
 # A full multiprocessor takes 393 ns for a step of 16 warps of 32 channels, 207 for 16 of 16
 # channels, 98 for 12 of 8 channels (4, 2, 1 per thread; bf16, 16 states).
 _TIME_OF_TWO, _TIME_OF_ONE = 0.54, 0.25
@@ -50,6 +52,10 @@ class Shape(NamedTuple):
     """Bytes of a number along L."""
     gather: int = 1
     """Tiles of the backward whose dB and dC are summed over the warps at once."""
+    early: int = 0
+    """First steps of a tile of the backward whose states wait in shared memory."""
+    sizes: int = 0
+    """Tiles between two marks whose step sizes stay there from the way forward to the way back."""
 
     @property
     def padded(self) -> int:
@@ -78,8 +84,8 @@ class Shape(NamedTuple):
 
     def shared(self) -> int:
         """Most bytes of shared memory of `backward`, as laid out there."""
-        tiles = 5 * TILE * (self.channels + 4)
-        floats = tiles + self.channels + 4 * self.gather * TILE * self.padded
+        tiles = (5 + self.sizes) * TILE * (self.channels + 4)
+        floats = tiles + self.channels + 4 * self.gather * TILE * self.padded + 512 * self.early
         work = 4 * floats + 4 * TILE * self.channels * self.size
         return 4 * self.rows * 2 * self.padded + self.threads // 32 * work
 
@@ -87,12 +93,21 @@ class Shape(NamedTuple):
         """Floats for the states inside of a span, of so many blocks."""
         return blocks * (self.threads // 32) * max(0, self.span // TILE - 2) * 512
 
-    def gathering(self, properties: Any) -> Shape:
-        """The same with as many tiles summed at once as fit without fewer blocks."""
+    def filled(self, properties: Any) -> Shape:
+        """The same with what makes it faster, as far as that fits without fewer blocks.
+
+        Step sizes stay where registers are free: else they cost more than they save.
+        """
         most = properties.shared_memory_per_multiprocessor // self.resident - 1024
         room = min(most, properties.shared_memory_per_block_optin)
-        wider = (self._replace(gather=n) for n in _GATHER if n * TILE <= self.rows)
-        return next(shape for shape in wider if shape.gather == 1 or shape.shared() <= room)
+        fuller = (
+            self._replace(gather=gather, early=early, sizes=sizes)
+            for gather in _GATHER
+            if gather * TILE <= self.rows
+            for early in (_EARLY, 0)
+            for sizes in reversed(range(self.span // TILE if early else 1))
+        )
+        return next((shape for shape in fuller if shape.shared() <= room), self)
 
     @staticmethod
     def of(scan: Scan, marks: int | None = None) -> Shape:
@@ -104,10 +119,10 @@ class Shape(NamedTuple):
         shape = _shape_of(*arguments, _SPANS[0])
         if marks is not None:
             return _shape_of(*arguments, span_of(length, marks))
-        warps = batch * groups * -(-per_group // shape.channels)
-        memory = torch.cuda.get_device_properties(scan.x.device).total_memory
-        room = 0 if scan.frugal else memory // _MARKS
-        fits = (span for span in _SHORT_SPANS if -(-length // span) * warps * 2048 <= room)
+        warps = groups * -(-per_group // shape.channels)
+        rows = max(batch, scan.whole // length)
+        room = torch.cuda.get_device_properties(scan.x.device).total_memory // _MARKS
+        fits = (span for span in _SHORT_SPANS if -(-length // span) * rows * warps * 2048 <= room)
         return _shape_of(*arguments, next(fits, shape.span))
 
 
@@ -130,7 +145,7 @@ def _shape_of(states: int, per_group: int, size: int, device: torch.device, most
             if shape.shared() <= room and (threads <= 32 * warps or threads == 32):
                 held = properties.shared_memory_per_multiprocessor // (shape.shared() + 1024)
                 resident = max(1, min(held, 32 * _BACKWARD_WARPS // threads))
-                return shape._replace(resident=resident).gathering(properties)
+                return shape._replace(resident=resident).filled(properties)
     raise BackendError(f"selective_scan: {room} bytes of shared memory hold no {states} states")
 
 

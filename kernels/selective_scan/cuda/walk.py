@@ -234,6 +234,8 @@ class Walk:
             ADJOINT=0,
             BLOCKS=shape.resident,
             GATHER=shape.gather,
+            EARLY=shape.early,
+            SIZES=shape.sizes,
             OUTPUT=output,
             DZ_APART=int(apart),
         )
