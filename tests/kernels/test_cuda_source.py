@@ -218,6 +218,7 @@ def test_the_backward_fills_shared_memory_without_narrower_blocks(planned, arch)
         (4, 8192, 8 * 8192, 64),  # by itself there would be room for 16
         (4, 8192, 0, 16),
         (1, 1 << 15, 1 << 20, 128),
+        (1, 199_936, 390_000, 128),  # of two pieces that are not alike
         (1, 1 << 20, 0, 128),
     ],
 )

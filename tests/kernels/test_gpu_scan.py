@@ -152,8 +152,8 @@ def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, m
 
 
 def test_blocks_of_channels_more_than_the_device_holds_take_turns(monkeypatch):
-    """Rows of 70 steps, laid out as 80, in chunks of 160: the last one ends beyond the last row."""
-    inputs = Case(batch=3, length=70, channels=36_000, states=16).inputs(
+    """Rows of 10 steps, laid out as 16, in chunks of 32: the last one ends beyond the last row."""
+    inputs = Case(batch=3, length=10, channels=36_000, states=16).inputs(
         torch.bfloat16, device="cuda"
     )
 
@@ -161,7 +161,7 @@ def test_blocks_of_channels_more_than_the_device_holds_take_turns(monkeypatch):
         found = cut.cut(problem, layouts, pre_pass, whole)
         if problem.joined == 1:
             return found
-        return found._replace(steps=160, chunks=-(-problem.steps // 160))
+        return found._replace(steps=32, chunks=-(-problem.steps // 32))
 
     monkeypatch.setattr(walk, "cut", fixed)
     got = run(inputs, "cuda")

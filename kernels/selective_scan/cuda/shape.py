@@ -120,7 +120,7 @@ class Shape(NamedTuple):
         if marks is not None:
             return _shape_of(*arguments, span_of(length, marks))
         warps = groups * -(-per_group // shape.channels)
-        rows = max(batch, scan.whole // length)
+        rows = max(batch, scan.whole / length)  # as long as these, of all pieces
         room = torch.cuda.get_device_properties(scan.x.device).total_memory // _MARKS
         fits = (span for span in _SHORT_SPANS if -(-length // span) * rows * warps * 2048 <= room)
         return _shape_of(*arguments, next(fits, shape.span))
