@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,25 @@ class Counted(TorchDispatchMode):
 def counter() -> type[Counted]:
     """Counts memory over tensors that have no data."""
     return Counted
+
+
+@pytest.fixture
+def bytes_held() -> Callable[[Iterable[Tensor], Callable[[], object]], int]:
+    """Bytes that a call holds for its backward beyond the tensors that it is given."""
+
+    def count(given: Iterable[Tensor], call: Callable[[], object]) -> int:
+        saved: dict[int, Tensor] = {}  # by address; as they are held here, none is used twice
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            call()
+        known = {tensor.untyped_storage().data_ptr() for tensor in given}
+        return sum(t.untyped_storage().nbytes() for at, t in saved.items() if at not in known)
+
+    return count
 
 
 @pytest.fixture

@@ -133,12 +133,8 @@ def test_any_number_of_channels_per_thread_finds_the_same_chunks(held, dtype):
     assert_near(got, truth(inputs, got, backend="portable"), cases.TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("steps", [128, 384, 640, 1024, 1664, 2048, 5120])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, monkeypatch):
-    """Of five rows of 1000 steps, laid out as 1024, in two blocks of channels for each group."""
-    case = Case(batch=5, length=1000, channels=300 * groups, groups=groups, states=16)
-    inputs = case.inputs(torch.float32, device="cuda")
+def cut_end_to_end(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The backward's rows in chunks of so many steps, not as the model says."""
 
     def fixed(problem, layouts, pre_pass, whole):
         found = cut.cut(problem, layouts, pre_pass, whole)
@@ -147,6 +143,15 @@ def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, m
         return found._replace(steps=steps, chunks=-(-problem.steps // steps))
 
     monkeypatch.setattr(walk, "cut", fixed)
+
+
+@pytest.mark.parametrize("steps", [128, 384, 640, 1024, 1664, 2048, 5120])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_chunk_of_the_backward_may_hold_parts_of_several_rows(steps, groups, monkeypatch):
+    """Of five rows of 1000 steps, laid out as 1024, in two blocks of channels for each group."""
+    case = Case(batch=5, length=1000, channels=300 * groups, groups=groups, states=16)
+    inputs = case.inputs(torch.float32, device="cuda")
+    cut_end_to_end(monkeypatch, steps)
     got = run(inputs, "cuda")
     assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.float32])
 
@@ -156,14 +161,7 @@ def test_blocks_of_channels_more_than_the_device_holds_take_turns(monkeypatch):
     inputs = Case(batch=3, length=10, channels=36_000, states=16).inputs(
         torch.bfloat16, device="cuda"
     )
-
-    def fixed(problem, layouts, pre_pass, whole):
-        found = cut.cut(problem, layouts, pre_pass, whole)
-        if problem.joined == 1:
-            return found
-        return found._replace(steps=32, chunks=-(-problem.steps // 32))
-
-    monkeypatch.setattr(walk, "cut", fixed)
+    cut_end_to_end(monkeypatch, 32)
     got = run(inputs, "cuda")
     assert_near(got, truth(inputs, got), cases.TOLERANCES[torch.bfloat16])
 

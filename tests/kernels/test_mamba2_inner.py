@@ -237,32 +237,22 @@ def test_every_run_has_the_same_bits():
 # What is kept
 
 
-def saved(call: object) -> dict[int, Tensor]:
-    """Storages that the backward holds, by address."""
-    found: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return found
-
-
 LONG = Case(batch=1, length=256, width=32, heads=4, head_dim=16, states=8, bare=True)
 
 
-def numbers_kept(keep: tuple[str, ...], **options: object) -> float:
+@pytest.fixture
+def numbers_kept(bytes_held):
     """Numbers per position beyond the arguments that are held for the backward."""
     leaves = {n: t.requires_grad_() for n, t in LONG.inputs(torch.float32).items()}
-    given = {tensor.untyped_storage().data_ptr() for tensor in leaves.values()}
-    held = saved(lambda: run(leaves, keep=keep, **options))
-    beyond = sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in given)
-    return beyond / 4 / LONG.length
+
+    def count(keep: tuple[str, ...], **options: object) -> float:
+        beyond = bytes_held(leaves.values(), lambda: run(leaves, keep=keep, **options))
+        return beyond / 4 / LONG.length
+
+    return count
 
 
-def test_the_backward_holds_what_is_kept_and_nothing_else():
+def test_the_backward_holds_what_is_kept_and_nothing_else(numbers_kept):
     inner, convolved = LONG.inner, LONG.inner + 2 * LONG.states
     assert numbers_kept(()) == 0
     projected = 160  # inner + convolved + heads = 148, up to the next 16

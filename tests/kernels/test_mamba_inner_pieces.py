@@ -283,30 +283,22 @@ def test_what_a_longer_forward_keeps_is_told_from_shapes_alone(name, sharing, mo
 # How much is kept, and how small pieces are
 
 
-def saved(call: object) -> dict[int, Tensor]:
-    """Storages that the backward holds, by address."""
-    found: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return found
-
-
-def bytes_kept(keep: tuple[str, ...], **options: object) -> int:
+@pytest.fixture
+def bytes_kept(bytes_held):
     """Bytes beyond the arguments that are held for the backward."""
     case = Case(batch=1, length=256, width=32, inner=64, states=4, rank=2)
     inputs = case.inputs(torch.float32)
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.named().items()}
-    given = {tensor.untyped_storage().data_ptr() for tensor in leaves.values()}
-    held = saved(lambda: inputs.replaced(leaves).run(keep=keep, **options))
-    return sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in given)
+
+    def count(keep: tuple[str, ...], **options: object) -> int:
+        return bytes_held(
+            leaves.values(), lambda: inputs.replaced(leaves).run(keep=keep, **options)
+        )
+
+    return count
 
 
-def test_the_backward_holds_what_is_kept_and_nothing_else():
+def test_the_backward_holds_what_is_kept_and_nothing_else(bytes_kept):
     inner = 256 * 64 * 4
     assert bytes_kept(()) == 0
     assert bytes_kept(("xz",)) == 2 * inner
@@ -316,7 +308,7 @@ def test_the_backward_holds_what_is_kept_and_nothing_else():
     assert bytes_kept((), fused=False) > 4 * inner
 
 
-def test_the_output_of_a_scan_that_gives_it_again_is_not_kept(thrifty):
+def test_the_output_of_a_scan_that_gives_it_again_is_not_kept(bytes_kept, thrifty):
     inner = 256 * 64 * 4
     assert bytes_kept(("scan",), backend="portable") <= 0.5 * inner
     assert inner < bytes_kept(("scan", "y"), backend="portable") <= 1.5 * inner
