@@ -7,10 +7,14 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-HOST = "files.example.org"
+from dnassm.data.fetch.catalogue import Entry
+from dnassm.data.fetch.download import Transfer
+from dnassm.data.fetch.job import fetch
+from tests.data.fetch.toy import HOST, entry
 
 
 @dataclasses.dataclass
@@ -110,3 +114,17 @@ def shelf() -> Iterator[Shelf]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def bring(shelf, tmp_path):
+    def call(what: Entry | None = None, *, max_bytes: int = 10_000_000, tries: int = 3, **options):
+        transfer = Transfer(mirror=shelf.mirror, max_bytes=max_bytes, tries=tries, pause_s=0.01)
+        return fetch(what or entry("genome.fa"), tmp_path / "out", transfer, **options)
+
+    return call
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "out" / "toy" / "genome.fa"
